@@ -12,7 +12,7 @@ import click
 
 from dsd_trt.commands.environment import PREFIX, SETTINGS, other_variables
 from dsd_trt.commands.options import bundle_option, engine_option, signature_option
-from dsd_trt.engine import AUTO
+from dsd_trt.engine import AUTO, BACKENDS
 from dsd_trt.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def doctor(bundle: str | None, engine: str, as_json: bool, require_signature: Pa
     else:
         write_standard_output(as_text(report, shutil.get_terminal_size().columns))
     if (failure := report.failure) is not None:
-        raise EngineError(f"{failure.subject} cannot work here: {failure.detail}{_mend(failure)}")
+        named = f"{failure.subject} cannot work here: " if failure.subject in BACKENDS else ""
+        raise EngineError(f"{named}{failure.detail}{_mend(failure)}")
     if report.bundle_error:
         raise BundleError(report.bundle_error)
 

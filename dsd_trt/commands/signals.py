@@ -52,7 +52,11 @@ def interrupting() -> Iterator[None]:
     sys.unraisablehook = lambda it: None if it.exc_type is KeyboardInterrupt else shown(it)
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(receiving, ended), name="signals", daemon=True)
-    watch.start()
+    try:
+        watch.start()
+    except RuntimeError:  # a limit of threads: a signal then waits for the end of an engine's run
+        signal.set_wakeup_fd(before)
+        os.close(receiving)
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

@@ -30,11 +30,12 @@ class ChildError(Exception):
 
     Attributes:
         signal: name of the signal that ended it, such as "SIGKILL"; "" for another end.
+        started: whether there was a process at all.
     """
 
-    def __init__(self, message: str, ended_by: str = "") -> None:
+    def __init__(self, message: str, ended_by: str = "", *, started: bool = True) -> None:
         super().__init__(message)
-        self.signal = ended_by
+        self.signal, self.started = ended_by, started
 
 
 def ask(function: str, *arguments: str | None, variables: dict[str, str] | None = None) -> Any:
@@ -61,7 +62,8 @@ def ask(function: str, *arguments: str | None, variables: dict[str, str] | None 
     except subprocess.TimeoutExpired:
         raise ChildError(f"no answer within {_SECONDS:.0f} seconds") from None
     except OSError as error:
-        raise ChildError(f"no process can be started: {error.strerror}") from error
+        why = f"no process can be started ({sys.executable}: {error.strerror})"
+        raise ChildError(why, started=False) from error
     for line in reversed(done.stdout.decode(errors="replace").splitlines()):
         if line.startswith(_MARK):
             return json.loads(line.removeprefix(_MARK))

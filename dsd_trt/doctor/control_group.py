@@ -21,11 +21,13 @@ class Granted:
         cores: processor time per time, as a number of cores; None without a quota.
         memory: bytes that may be used; None without a limit.
         memory_used: bytes in use within that limit, without pages that can be taken back.
+        tasks: processes and threads that may yet be started; None without a limit.
     """
 
     cores: float | None = None
     memory: int | None = None
     memory_used: int = 0
+    tasks: int | None = None
 
 
 def granted(process: Path = Path("/proc/self")) -> Granted:
@@ -37,10 +39,12 @@ def granted(process: Path = Path("/proc/self")) -> Granted:
     cores = min(filter(None, map(_quota, _groups(process, "cpu"))), default=None)
     limits = [(it, _memory(it)) for it in _groups(process, "memory")]
     found = [(limit, group) for group, limit in limits if limit is not None]
+    left = [it for it in map(_tasks, _groups(process, "pids")) if it is not None]
+    tasks = min(left, default=None)
     if not found:
-        return Granted(cores)
+        return Granted(cores, tasks=tasks)
     limit, group = min(found)
-    return Granted(cores, limit, _used(group))
+    return Granted(cores, limit, _used(group), tasks)
 
 
 def _groups(process: Path, controller: str) -> Iterator[Path]:
@@ -102,6 +106,13 @@ def _used(group: Path) -> int:
     counts = dict(zip(words[::2], words[1::2], strict=False))
     cached = counts.get("total_inactive_file", counts.get("inactive_file", "0"))
     return max(int(used[0]) - int(cached), 0)
+
+
+def _tasks(group: Path) -> int | None:
+    with contextlib.suppress(ValueError):
+        (limit,), (used,) = _words(group / "pids.max"), _words(group / "pids.current")
+        return max(int(limit) - int(used), 0)
+    return None
 
 
 def _words(path: Path) -> list[str]:

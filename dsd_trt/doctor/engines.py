@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.doctor.child import ChildError, ask
+from dsd_trt.doctor.control_group import granted
 from dsd_trt.doctor.finding import Finding, State, split_advice
-from dsd_trt.doctor.packages import installed_version
+from dsd_trt.doctor.packages import broken_base, installed_version
+from dsd_trt.doctor.threads import MORE_TASKS
 from dsd_trt.engine import AUTO, AUTOMATIC, BACKENDS, BFLOAT16, ON_GPU
 from dsd_trt.engine.onnxruntime.editions import Edition, installed_editions, package_folder
-from dsd_trt.errors import DsdError
-from dsd_trt.installation import install_command, uninstall_command
+from dsd_trt.errors import BundleError, DsdError, cut
+from dsd_trt.installation import install_command, rebuild_command, uninstall_command
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,29 @@ LIBRARIES = {
 """Libraries by the engine's name; an engine that a user adds has none here."""
 
 _ENCODERS = ("text_encoder", "image_encoder")  # the quick ones of the demonstration's graphs
+_LONGEST = 400  # characters of a library's message
 _SCORE = "dsd-trt score IMAGES TEXTS --engine auto"
 
 
-def examine(folder: str | None, gpu: Sequence[Finding]) -> list[Finding]:
+def examine(
+    folder: str | None, packages: Sequence[Finding], gpu: Sequence[Finding]
+) -> list[Finding]:
     """One finding per engine, and one about packages that overwrite each other.
 
     Args:
         folder: path of the bundle to score with; None if there is none.
+        packages: findings about the packages that scoring needs on every engine.
         gpu: findings about the GPUs and their driver.
     """
     driver = next((it for it in gpu if it.subject == "driver" and it.state != "ok"), None)
+    broken = broken_base(packages)
     found = examine_editions()
     for name in BACKENDS:
-        if driver is not None and name in ON_GPU:
-            found.append(_without_gpu(name, driver))
+        if driver is not None and name in ON_GPU:  # what the driver lacks, it lacks
+            found.append(Finding(name, driver.state, driver.detail, driver.remedy, _facts(name)))
+        elif broken is not None:
+            why = f"{broken.subject}, which scoring needs, does not work: see packages"
+            found.append(Finding(name, "fault", why, broken.remedy, _facts(name)))
         else:
             found.append(examine_engine(name, folder))
     return found
@@ -89,9 +99,11 @@ def why_not(engine: str, engines: Sequence[Finding], *, bundle: bool) -> Finding
         if chosen(AUTO, engines) is not None:
             return None
         broken = [it for it in engines if it.state == "fault" and it.subject not in ON_GPU]
-        tried = "; ".join(f"{it.subject}: {it.detail}" for it in engines if it.subject in AUTOMATIC)
-        remedy = broken[0].remedy if broken else install_command("cpu")
-        return Finding(AUTO, "fault", f"no engine works here. Tried: {tried}", remedy)
+        if not broken:
+            why = "no engine works here: none of the processor's is installed"
+            return Finding(AUTO, "fault", why, install_command("cpu"))
+        why = f"no engine works here: {broken[0].subject}: {broken[0].detail}"
+        return Finding(AUTO, "fault", why, broken[0].remedy)
     found = next(it for it in engines if it.subject == engine)
     if found.facts.get("works") and (found.facts.get("fits") or not bundle):
         return None
@@ -114,11 +126,6 @@ def examine_editions() -> list[Finding]:
             "onnxruntime's files", "fault", detail, f"{remove} && {install_command(extra)}", facts
         )
     ]
-
-
-def _without_gpu(name: str, driver: Finding) -> Finding:
-    """An engine of a GPU where there is none: what its driver lacks, it lacks."""
-    return Finding(name, driver.state, driver.detail, driver.remedy, _facts(name))
 
 
 def _facts(name: str) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def examine_engine(name: str, folder: str | None) -> Finding:
         # Nothing is taken from the cache, which would hide that a library does not compile.
         answer = ask("dsd_trt.doctor.engines:try_here", name, folder, variables=_VARIABLES)
     except ChildError as error:
-        remedy = install_command(library.extra, "--force-reinstall") if library else ""
+        remedy = _remedy(name, str(error))
         if error.signal == "SIGKILL":
             remedy = "docker run --memory 4g IMAGE"
         return Finding(name, "fault", f"it does not work: {error}", remedy, facts)
@@ -166,14 +173,22 @@ def try_here(name: str, folder: str | None) -> dict[str, Any]:
 
 
 def _tried(name: str, folder: str | None) -> Finding:
-    from dsd_trt.engine.choice import named_backend  # with the engine's module come numpy and more
+    # With an engine's module come numpy and more.
+    from dsd_trt.engine.choice import named_backend
+    from dsd_trt.engine.self_check import ADVICE
 
     try:
         backend = named_backend(name)
         used = _computed(backend) if backend.reads_graphs else backend.title
+    except BundleError as error:  # of the demonstration; another bundle may be whole
+        detail = f"it loads, and has nothing to compute: {cut(str(error))}"
+        facts = {"works": True, "fits": True, "computed": False}
+        return Finding(name, "note", detail, rebuild_command(), facts)
     except DsdError as error:
-        cause, remedy = split_advice(str(error))
-        return Finding(name, _state(name), cause, remedy)
+        cause, remedy = split_advice(str(error).partition(f" {ADVICE}")[0])
+        if not remedy or _lacks_threads(cause):
+            remedy = _remedy(name, cause)
+        return Finding(name, _state(name), cut(cause, _LONGEST), remedy)
     facts = {"works": True, "fits": True, "computed": backend.reads_graphs}
     refused = folder and _why_not_for(backend, folder)
     if refused:
@@ -237,15 +252,27 @@ def _state(name: str) -> State:
         return "note"
     if name == "onnxruntime-cuda" and "onnxruntime-gpu" not in {it.name for it in _all_editions()}:
         return "note"
-    if name == BFLOAT16:  # if FP32 works, it is the processor that lacks BF16
-        from dsd_trt.engine.choice import named_backend
+    if name == BFLOAT16:  # of which a processor may know nothing
+        from dsd_trt.engine.openvino.graph import computes_bf16
 
         try:
-            named_backend("openvino")
-        except DsdError:
+            return "fault" if computes_bf16() else "note"
+        except Exception:
             return "fault"
-        return "note"
     return "fault"
+
+
+def _remedy(name: str, cause: str) -> str:
+    """Command for a failure that names none: another limit, or the library's files again."""
+    if _lacks_threads(cause):
+        return "ulimit -u unlimited" if granted().tasks is None else MORE_TASKS
+    library = LIBRARIES.get(name)
+    return install_command(library.extra, "--force-reinstall") if library else ""
+
+
+def _lacks_threads(cause: str) -> bool:
+    """Whether a library failed for a limit of processes and threads: EAGAIN."""
+    return "Resource temporarily unavailable" in cause or "can't start new thread" in cause
 
 
 def _all_editions() -> list[Edition]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dsd_trt.doctor.child import ChildError, ask
 from dsd_trt.doctor.finding import Finding
+from dsd_trt.doctor.packages import broken_base
 from dsd_trt.installation import rebuild_command
 
 _SUBJECT = "kernel"
@@ -20,8 +21,16 @@ _INSTALLERS = {
 }
 
 
-def examine() -> Iterator[Finding]:
-    """The kernel, opened in a process of its own; without it matrix mode works, and is slower."""
+def examine(packages: Sequence[Finding]) -> Iterator[Finding]:
+    """The kernel, opened in a process of its own; without it matrix mode works, and is slower.
+
+    Args:
+        packages: findings about the packages that scoring needs.
+    """
+    if (broken := broken_base(packages)) is not None:
+        detail = f"not examined, since {broken.subject} does not work: see packages"
+        yield Finding(_SUBJECT, "note", detail, broken.remedy)
+        return
     try:
         found = ask("dsd_trt.doctor.kernel:open_here")
     except ChildError as error:

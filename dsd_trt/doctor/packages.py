@@ -7,14 +7,14 @@ import importlib.util
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsd_trt.doctor.child import ChildError, ask
 from dsd_trt.doctor.finding import Finding
-from dsd_trt.errors import one_line
+from dsd_trt.errors import cut, one_line
 from dsd_trt.installation import (
     NAME,
     PACKAGE,
@@ -31,6 +31,7 @@ BASE = {
     "click": "click",
     "rich": "rich.table",
 }
+_LONGEST = 200  # characters of an import's message
 _ENGINES = ("cpu", "openvino", "cuda", "gpu", "rtx")  # extras
 
 
@@ -63,6 +64,15 @@ def examine() -> Iterator[Finding]:
     yield from (it for name, it in old.items() if name not in BASE)
 
 
+def broken_base(packages: Iterable[Finding]) -> Finding | None:
+    """The first package that every engine needs and that does not work; None if all do.
+
+    Args:
+        packages: result of `examine`.
+    """
+    return next((it for it in packages if it.subject in BASE and it.state == "fault"), None)
+
+
 def import_base_here() -> dict[str, dict[str, Any]]:
     """Import every module of `BASE` in this process; results as of `import_here`, by name."""
     return {name: import_here(name) for name in BASE}
@@ -79,7 +89,7 @@ def import_here(name: str) -> dict[str, Any]:
     try:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a broken package may raise anything
-        return facts | {"why": f"{type(error).__name__}: {one_line(error)}"}
+        return facts | {"why": f"{type(error).__name__}: {cut(one_line(error, 1000), _LONGEST)}"}
     return facts
 
 

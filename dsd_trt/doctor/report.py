@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.doctor.child import ask
+from dsd_trt.doctor.child import ChildError, ask
 from dsd_trt.doctor.finding import STATES, Finding
 from dsd_trt.doctor.studied import Studied
 from dsd_trt.errors import one_line
@@ -80,11 +83,20 @@ class Report:
 
     @property
     def next_steps(self) -> list[Finding]:
-        """Findings with a command to run, the worst first, each command once."""
-        found = [] if self.failure is None else [self.failure]
-        found += [it for section in self.sections for it in section.wrong]
-        found.sort(key=lambda it: -STATES.index(it.state))
-        return list({it.remedy: it for it in reversed(found) if it.remedy}.values())[::-1]
+        """Findings with a command to run, the worst first, each command once.
+
+        The command for the engine that was asked for comes before all others. Of findings with one
+        command, the first names the cause; others follow from it.
+        """
+        wrong = [it for section in self.sections for it in section.wrong if it.remedy]
+        wrong.sort(key=lambda it: -STATES.index(it.state))
+        steps: dict[str, Finding] = {}
+        for it in wrong:
+            steps.setdefault(it.remedy, it)
+        if self.failure is not None and self.failure.remedy:
+            first = steps.pop(self.failure.remedy, self.failure)
+            return [first, *steps.values()]
+        return list(steps.values())
 
     def to_plain(self) -> dict[str, Any]:
         """The report as values for JSON; docs/doctor.md describes them."""
@@ -125,13 +137,18 @@ def examine(asked: Asked) -> Report:
         found = [it for module in modules for it in _guarded(title, module, *given)]
         sections.append(Section(title, tuple(found)))
 
-    studied = _studied(asked)
+    try:
+        studied = _studied(asked)
+    except ChildError as error:
+        return _without_processes(asked, error)
     add("packages", "packages")
-    of_gpu = tuple(_guarded("GPU", "gpu"))
-    add("engines", "engines", given=(studied.folder, of_gpu))
+    of_packages, of_gpu = sections[-1].findings, tuple(_guarded("GPU", "gpu"))
+    add("engines", "engines", given=(studied.folder, of_packages, of_gpu))
     failure, engine = _verdict(asked, sections[-1].findings)
     sections.append(Section("GPU", of_gpu))
-    add("processor", "processor", "threads", "kernel")
+    kernel = _guarded("kernel", "kernel", of_packages)
+    add("processor", "processor", "threads")
+    sections[-1] = Section("processor", (*sections[-1].findings, *kernel))
     add("memory", "memory", given=(studied.needs, engine))
     add("cache and disks", "cache", given=(studied.needs,))
     sections.append(Section("bundle", studied.findings))
@@ -149,12 +166,34 @@ def _guarded(title: str, module: str, *arguments: Any) -> list[Finding]:
         return [_unexamined(title, error)]
 
 
+def _without_processes(asked: Asked, error: ChildError) -> Report:
+    """What is left to say where no process can be started, in which anything could be examined."""
+    from dsd_trt.doctor.control_group import granted
+    from dsd_trt.doctor.threads import MORE_TASKS
+
+    remedy = f"chmod a+rx {shlex.quote(sys.executable)}"
+    if isinstance(error.__cause__, BlockingIOError):  # EAGAIN: a limit of processes
+        remedy = "ulimit -u unlimited" if granted().tasks is None else MORE_TASKS
+    elif isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOMEM:
+        remedy = "ulimit -v unlimited"
+    failure = Finding("processes", "fault", str(error), remedy)
+    found = [*_guarded("processor", "processor"), *_guarded("threads", "threads")]
+    sections = (Section("processes", (failure,)), Section("processor", tuple(found)))
+    return Report(asked, sections, None, failure, "")
+
+
 def _studied(asked: Asked) -> Studied:
-    """The bundle, studied in a process of its own."""
+    """The bundle, studied in a process of its own.
+
+    Raises:
+        ChildError: no process can be started.
+    """
     key = None if asked.key is None else str(asked.key)
     try:
         return Studied.from_plain(ask("dsd_trt.doctor.bundle:study_here", asked.bundle, key))
     except Exception as error:
+        if isinstance(error, ChildError) and not error.started:
+            raise
         return Studied(None, (_unexamined("bundle", error),))
 
 

@@ -12,11 +12,15 @@ from dsd_trt.doctor.finding import Finding
 from dsd_trt.errors import counted
 
 _VARIABLE = "DSD_TRT_THREADS"
+_PER_CORE = 4  # threads of an engine, of numpy and of reading images
+MORE_TASKS = "docker update --pids-limit -1 CONTAINER"
+"""Command that lifts a container's limit of processes and threads."""
 
 
 def examine() -> Iterator[Finding]:
     """Cores of the machine, cores that this process may run on, and its quota of their time."""
-    machine, allowed, quota = os.cpu_count() or 1, usable_cores(), granted().cores
+    found = granted()
+    machine, allowed, quota = os.cpu_count() or 1, usable_cores(), found.cores
     given = os.environ.get(_VARIABLE, "")
     used = int(given) if given.isdecimal() and int(given) else allowed
     # Half a core more is worth a thread more: both wait a little.
@@ -56,6 +60,16 @@ def examine() -> Iterator[Finding]:
             f"{counted(used, 'thread')}",
             "",
             facts,
+        )
+    wanted = _PER_CORE * used
+    if found.tasks is not None and found.tasks < wanted:
+        yield Finding(
+            "processes",
+            "warning",
+            f"a limit of processes and threads (docker run --pids-limit) leaves {found.tasks}, and "
+            f"engines may start {wanted}",
+            MORE_TASKS,
+            {"left": found.tasks, "wanted": wanted},
         )
 
 

@@ -357,7 +357,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def of_kernel(copy: Path, **variables: str | None) -> Finding:
-    return examined("kernel", site=[copy], **variables)["kernel"]
+    return examined("kernel", [], site=[copy], **variables)["kernel"]
 
 
 def test_a_kernel_that_was_not_compiled(copy: Path, tmp_path: Path) -> None:
