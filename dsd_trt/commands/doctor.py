@@ -103,7 +103,10 @@ def _next(report: Report, width: int) -> str:
             break_on_hyphens=False,
         )
         lines.append(f"       {_printable(it.remedy)}")
-    steps = "Next\n" + "\n".join(lines) if lines else "Nothing needs to be mended."
+    steps = "Next\n" + "\n".join(lines)
+    if not lines:
+        wrong = any(section.wrong for section in report.sections)
+        steps = "No command mends what is wrong." if wrong else "Nothing needs to be mended."
     used = f"{report.engine} would score."
     if report.engine is None:
         asked = report.asked.engine

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.batching import DEFAULT_MB, activation_bytes
+from dsd_trt.bundle.hub import Repository
 from dsd_trt.bundle.place import EMBEDDED, described_folder
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.bundle_facts import BundleFacts, PlanFacts
@@ -37,6 +38,9 @@ def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
             facts = BundleFacts.read(folder, verify=True)
     except DsdError as error:
         cause, remedy = split_advice(str(error))
+        if not remedy and bundle is not None and (named := Repository.named(bundle)):
+            offline = os.environ.get("HF_HUB_OFFLINE")
+            remedy = "unset HF_HUB_OFFLINE" if offline else f"hf download {named.name}"
         finding = Finding(bundle or "shapes", "fault", cause, remedy)
         return _plain(Studied(None, (finding,), error=str(error)))
     subject = bundle or "shapes"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dsd_trt.doctor.child import ChildError, ask
 from dsd_trt.doctor.control_group import granted
 from dsd_trt.doctor.finding import Finding, State, split_advice
-from dsd_trt.doctor.packages import broken_base, installed_version
+from dsd_trt.doctor.memory import tightest
+from dsd_trt.doctor.packages import broken_base, hindrance_of, installed_version
 from dsd_trt.doctor.threads import MORE_TASKS
 from dsd_trt.engine import AUTO, AUTOMATIC, BACKENDS, BFLOAT16, ON_GPU
 from dsd_trt.engine.onnxruntime.editions import Edition, installed_editions, package_folder
@@ -46,6 +48,7 @@ LIBRARIES = {
 """Libraries by the engine's name; an engine that a user adds has none here."""
 
 _ENCODERS = ("text_encoder", "image_encoder")  # the quick ones of the demonstration's graphs
+_NO_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "SIGKILL")
 _LONGEST = 400  # characters of a library's message
 _SCORE = "dsd-trt score IMAGES TEXTS --engine auto"
 
@@ -151,12 +154,17 @@ def examine_engine(name: str, folder: str | None) -> Finding:
         # Nothing is taken from the cache, which would hide that a library does not compile.
         answer = ask("dsd_trt.doctor.engines:try_here", name, folder, variables=_VARIABLES)
     except ChildError as error:
-        remedy = _remedy(name, str(error))
-        if error.signal == "SIGKILL":
-            remedy = "docker run --memory 4g IMAGE"
-        return Finding(name, "fault", f"it does not work: {error}", remedy, facts)
-    found = Finding.from_plain(answer)
-    return Finding(name, found.state, found.detail, found.remedy, facts | dict(found.facts))
+        why, remedy = _mend(name, f"{error}")
+        found = Finding(name, "fault", f"it does not work: {error}{why}", remedy, facts)
+    else:
+        found = Finding.from_plain(answer)
+        found = replace(found, subject=name, facts=facts | dict(found.facts))
+    if library is None or found.facts["works"] or not _found(library.module):
+        return found
+    if (hindrance := hindrance_of(library.distribution, library.module)) is not None:
+        why, remedy = hindrance
+        return replace(found, state="fault", detail=f"{found.detail}; {why}", remedy=remedy)
+    return found
 
 
 _VARIABLES = {"DSD_TRT_CACHE": ""}
@@ -186,9 +194,10 @@ def _tried(name: str, folder: str | None) -> Finding:
         return Finding(name, "note", detail, rebuild_command(), facts)
     except DsdError as error:
         cause, remedy = split_advice(str(error).partition(f" {ADVICE}")[0])
-        if not remedy or _lacks_threads(cause):
-            remedy = _remedy(name, cause)
-        return Finding(name, _state(name), cut(cause, _LONGEST), remedy)
+        why, other = _mend(name, cause)
+        if why or not remedy:
+            remedy = other
+        return Finding(name, _state(name), f"{cut(cause, _LONGEST)}{why}", remedy)
     facts = {"works": True, "fits": True, "computed": backend.reads_graphs}
     refused = folder and _why_not_for(backend, folder)
     if refused:
@@ -253,21 +262,26 @@ def _state(name: str) -> State:
     if name == "onnxruntime-cuda" and "onnxruntime-gpu" not in {it.name for it in _all_editions()}:
         return "note"
     if name == BFLOAT16:  # of which a processor may know nothing
-        from dsd_trt.engine.openvino.graph import computes_bf16
-
         try:
+            from dsd_trt.engine.openvino.graph import computes_bf16
+
             return "fault" if computes_bf16() else "note"
         except Exception:
             return "fault"
     return "fault"
 
 
-def _remedy(name: str, cause: str) -> str:
-    """Command for a failure that names none: another limit, or the library's files again."""
+def _mend(name: str, cause: str) -> tuple[str, str]:
+    """What is behind a failure, and a command: for a limit, or one that writes the files again."""
     if _lacks_threads(cause):
-        return "ulimit -u unlimited" if granted().tasks is None else MORE_TASKS
+        lifted = "ulimit -u unlimited" if granted().tasks is None else MORE_TASKS
+        return "; a limit of processes and threads is reached", lifted
+    if any(it in cause for it in _NO_MEMORY) and (room := tightest()) is not None:
+        return f"; {room}", room.remedy
+    if sys.platform.startswith("linux") and not Path("/proc/self").exists():
+        return "; /proc is not mounted", "mount -t proc proc /proc"
     library = LIBRARIES.get(name)
-    return install_command(library.extra, "--force-reinstall") if library else ""
+    return "", install_command(library.extra, "--force-reinstall") if library else ""
 
 
 def _lacks_threads(cause: str) -> bool:

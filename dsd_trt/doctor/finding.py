@@ -12,9 +12,9 @@ State = Literal["ok", "note", "warning", "fault"]
 STATES: tuple[State, ...] = get_args(State)
 """States, the best first: works; could be used after the remedy; works badly; does not work."""
 
-_PROGRAMS = r"(?:\S*pip|\S*python\S* -m pip|uv pip|hf|dsd-trt|dnf|apt-get|--)"
+_PROGRAMS = r"(?:\S*pip|\S*python\S* -m pip|uv pip|hf|git|dsd-trt|--)"
 # "cause. What to do: command", or "cause; what to do: command"
-_ADVICE = re.compile(rf"(?P<cause>.+)[.;] [^.;:]+: (?P<remedy>{_PROGRAMS}[ -]?.*)", re.DOTALL)
+_ADVICE = re.compile(rf"(?P<cause>.+)[.;:] [^.;:]+: (?P<remedy>{_PROGRAMS}[ -]?.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class Room:
     why: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{_size(self.bytes)} can be used ({self.why})"
+
 
 def examine(needs: Needs | None, engine: str | None) -> Iterator[Finding]:
     """Memory of the machine, the container and the process.
@@ -48,34 +51,37 @@ def examine(needs: Needs | None, engine: str | None) -> Iterator[Finding]:
         engine: name of the engine that will score; None if none works.
     """
     machine, free = _machine()
-    rooms = [*_rooms(free)]
+    room = tightest()
     facts: dict[str, int | str | None] = {
         "machine_bytes": machine,
         "free_bytes": free,
         "limit_bytes": granted().memory,
         "engine": engine,
     }
-    if not rooms:
+    if room is None:
         yield Finding("memory", "ok", "this system does not tell", "", facts)
         return
-    room = min(rooms, key=lambda it: it.bytes)
     facts["usable_bytes"] = room.bytes
-    has = f"{_size(room.bytes)} can be used ({room.why})"
     if needs is None or engine is None or engine in ON_GPU:
-        yield Finding("memory", "ok", has, "", facts)
+        yield Finding("memory", "ok", str(room), "", facts)
         return
     fixed = PROGRAM + _COPIES.get(engine, 2) * needs.weight_bytes
     least, usual = fixed + needs.least_bytes, fixed + needs.usual_bytes
     facts |= {"least_bytes": least, "usual_bytes": usual}
     takes = f"the bundle takes {_size(least)} to {_size(usual)} on {engine}, by estimate"
     if room.bytes < least:
-        yield Finding("memory", "fault", f"{has}, and {takes}", room.remedy, facts)
+        yield Finding("memory", "fault", f"{room}, and {takes}", room.remedy, facts)
     elif room.bytes < usual:
         budget = (room.bytes - fixed) // _MIB
         remedy = f"export {_BUDGET}={budget}"
-        yield Finding("memory", "warning", f"{has}, and {takes}", remedy, facts)
+        yield Finding("memory", "warning", f"{room}, and {takes}", remedy, facts)
     else:
-        yield Finding("memory", "ok", f"{has}; {takes}", "", facts)
+        yield Finding("memory", "ok", f"{room}; {takes}", "", facts)
+
+
+def tightest() -> Room | None:
+    """What bounds the memory of this process first; None where the system does not tell."""
+    return min(_rooms(_machine()[1]), key=lambda it: it.bytes, default=None)
 
 
 def _rooms(free: int | None) -> Iterator[Room]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -144,10 +146,30 @@ def _imported(name: str, found: dict[str, Any] | None) -> Finding:
     where = f" from {found['file']}" if found["file"] else ""
     pinned = f"{name}=={version}" if version else name
     detail = f"{pinned} does not load{where}: {why}"
-    if found["file"] and _shadows(name, found["file"]):
-        aside = f"mv {found['file']} {found['file']}.aside"
-        return Finding(name, "fault", f"{detail}; the file is not the package's", aside, found)
+    if (hindrance := hindrance_of(name, BASE[name].partition(".")[0])) is not None:
+        return Finding(name, "fault", f"{detail}; {hindrance[0]}", hindrance[1], found)
     return Finding(name, "fault", detail, reinstall_command(pinned), found)
+
+
+def hindrance_of(distribution: str, module: str) -> tuple[str, str] | None:
+    """Why a package that is whole does not load, and the command that mends it; None if unknown.
+
+    Args:
+        distribution: name of the distribution.
+        module: top module that it is imported by.
+    """
+    if (file := _file(module)) is None:
+        return None
+    if _shadows(distribution, file):
+        aside = shlex.join(["mv", file, f"{file}.aside"])
+        return f"{file} is in the way of the package", aside
+    place = Path(file).parent
+    if hasattr(os, "ST_NOEXEC") and os.statvfs(place).f_flag & os.ST_NOEXEC:
+        while not place.is_mount():
+            place = place.parent
+        remount = shlex.join(["mount", "-o", "remount,exec", str(place)])
+        return f"its disk, {place}, is mounted noexec", remount
+    return None
 
 
 def _shadows(name: str, file: str) -> bool:

@@ -171,11 +171,12 @@ def _without_processes(asked: Asked, error: ChildError) -> Report:
     from dsd_trt.doctor.control_group import granted
     from dsd_trt.doctor.threads import MORE_TASKS
 
-    remedy = f"chmod a+rx {shlex.quote(sys.executable)}"
-    if isinstance(error.__cause__, BlockingIOError):  # EAGAIN: a limit of processes
-        remedy = "ulimit -u unlimited" if granted().tasks is None else MORE_TASKS
-    elif isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOMEM:
-        remedy = "ulimit -v unlimited"
+    number = isinstance(error.__cause__, OSError) and error.__cause__.errno
+    remedy = {
+        errno.EAGAIN: "ulimit -u unlimited" if granted().tasks is None else MORE_TASKS,
+        errno.EMFILE: "ulimit -n 1024",
+        errno.ENOMEM: "ulimit -v unlimited",
+    }.get(number or 0, f"chmod a+rx {shlex.quote(sys.executable)}")
     failure = Finding("processes", "fault", str(error), remedy)
     found = [*_guarded("processor", "processor"), *_guarded("threads", "threads")]
     sections = (Section("processes", (failure,)), Section("processor", tuple(found)))
