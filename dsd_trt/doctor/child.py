@@ -60,7 +60,7 @@ def ask(function: str, *arguments: str | None, variables: dict[str, str] | None 
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ChildError(f"no answer within {_SECONDS:.0f} seconds") from None
+        raise ChildError("its process gave no answer within two minutes") from None
     except OSError as error:
         why = f"no process can be started ({sys.executable}: {error.strerror})"
         raise ChildError(why, started=False) from error

@@ -67,7 +67,7 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
             continue
         if (place := own.get("" if second else controller)) is None:
             continue
-        # A container may see its group as the top, while its path is told from the machine's.
+        # A container may see its group as the top, while its path is relative to the machine's.
         inner = place.removeprefix(root) if place.startswith(root) else ""
         group = Path(top) / inner.strip("/")
         while True:

@@ -82,7 +82,7 @@ def chosen(engine: str, engines: Sequence[Finding]) -> str | None:
 
     Args:
         engine: name of the engine that is asked for, or `AUTO`.
-        engines: result of `examine`.
+        engines: findings about the engines, as `examine` returns them.
     """
     if engine != AUTO:
         return engine
@@ -95,7 +95,7 @@ def why_not(engine: str, engines: Sequence[Finding], *, bundle: bool) -> Finding
 
     Args:
         engine: name of the engine that is asked for, or `AUTO`.
-        engines: result of `examine`.
+        engines: findings about the engines, as `examine` returns them.
         bundle: whether a bundle was named, which the engine has to open as well.
     """
     if engine == AUTO:

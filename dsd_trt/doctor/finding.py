@@ -23,7 +23,7 @@ class Finding:
 
     Attributes:
         subject: name of the thing, such as "openvino" or "GPU 0".
-        state: one of `STATES`.
+        state: how well it works, one of `STATES`.
         detail: what it is, or the cause of what is wrong, in one line.
         remedy: one shell command that mends it; "" if there is nothing to do.
         facts: values behind `detail` for programs, as for JSON.

@@ -136,7 +136,7 @@ def _unlike(packages: dict[str, str]) -> Iterator[Finding]:
 def _bindings(packages: dict[str, str], *, driver: bool) -> Iterator[Finding]:
     """NVIDIA's bindings, which every engine of a GPU calls CUDA through."""
     again = upgrade_command(f"cuda-bindings>={_LEAST_BINDINGS}")
-    state: State = "fault" if driver else "note"  # without a GPU nobody calls it
+    state: State = "fault" if driver else "note"  # without a GPU it has no use
     users = [it for it in packages if it == "onnxruntime-gpu" or it.startswith("tensorrt")]
     version = packages.get("cuda-bindings")
     if version is None and users:

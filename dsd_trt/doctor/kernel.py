@@ -37,9 +37,8 @@ def examine(packages: Sequence[Finding]) -> Iterator[Finding]:
         found = {"why": f"it cannot be opened: {error}", "file": None, "widths": [], "tiles": None}
     why = found.pop("why")
     if not why:
-        tiles = f", BF16 in tiles of {found['tiles']} bits" if found["tiles"] else ""
-        widest = max(found["widths"])
-        detail = f"{found['file']}: registers of up to {widest} bits{tiles}"
+        tiles = f", and {found['tiles']}-bit tiles for BF16" if found["tiles"] else ""
+        detail = f"{found['file']}: {max(found['widths'])}-bit registers{tiles}"
         yield Finding(_SUBJECT, "ok", detail, "", found)
         return
     # Where no instructions of this processor serve it, compiling it again changes nothing.

@@ -70,7 +70,7 @@ def broken_base(packages: Iterable[Finding]) -> Finding | None:
     """The first package that every engine needs and that does not work; None if all do.
 
     Args:
-        packages: result of `examine`.
+        packages: findings about packages, as `examine` returns them.
     """
     return next((it for it in packages if it.subject in BASE and it.state == "fault"), None)
 
@@ -155,7 +155,7 @@ def hindrance_of(distribution: str, module: str) -> tuple[str, str] | None:
     """Why a package that is whole does not load, and the command that mends it; None if unknown.
 
     Args:
-        distribution: name of the distribution.
+        distribution: name that installers know, such as "openvino".
         module: top module that it is imported by.
     """
     if (file := _file(module)) is None:

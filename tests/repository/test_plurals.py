@@ -32,6 +32,8 @@ ALLOWED = {
     ("dsd_trt/commands/inspect.py", " heads"),  # of each layer, in a list
     ("dsd_trt/commands/inspect.py", " pixels"),
     ("dsd_trt/commands/table.py", " texts"),  # more than fit into a table
+    ("dsd_trt/doctor/gpu.py", " runs"),  # a verb
+    ("dsd_trt/doctor/threads.py", " cores"),  # a part of one, or several
     ("dsd_trt/engine/pooled_attention.py", " bits"),
     ("export/benchmark/gpu_peers.py", " records"),  # a verb
     ("dsd_trt/commands/remaining.py", " seconds"),  # ten or more

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from control_groups import NoGroupError, control_group, within
 from examined import ROOT, environment, exported
 from stub_libraries import compile_driver, needs_compiler
 
@@ -36,6 +40,8 @@ def doctor(
     alone: bool = False,
     folder: Path | None = None,
     module: Path = ROOT / "dsd_trt" / "__main__.py",
+    prefix: Callable[[list[str]], list[str]] = list,
+    preexec: Callable[[], None] | None = None,
     **variables: str | None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command.
@@ -46,13 +52,16 @@ def doctor(
         alone: whether this environment's packages are out of sight.
         folder: folder that it runs in; None is this one.
         module: file of the package that is run.
+        prefix: function that changes the command line.
+        preexec: function that runs in the new process before its program.
         variables: environment variables to set; None unsets one.
     """
     given = environment([site] if site else [], variables)
     given["PYTHONPATH"] = given["PYTHONPATH"].removesuffix(str(ROOT)).rstrip(os.pathsep)
     flags = ["-P", *(["-S"] if alone else [])]
     return subprocess.run(
-        [sys.executable, *flags, str(module), "doctor", *arguments],
+        prefix([sys.executable, *flags, str(module), "doctor", *arguments]),
+        preexec_fn=preexec,
         env=given,
         cwd=folder,
         capture_output=True,
@@ -202,6 +211,29 @@ def test_the_command_line_itself_cannot_start(broken: bool, lean: Path, tmp_path
     missing = "click.core" if broken else "click"
     assert f"dsd-trt cannot start (No module named '{missing}')" in done.stderr
     assert "install --force-reinstall" in done.stderr
+
+
+def test_no_process_can_be_started() -> None:
+    """With so few descriptors that there is no pipe to one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    done = doctor("--json", preexec=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (9, 9)))
+    assert limits == resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert done.returncode == 4
+    assert "no process can be started" in done.stderr
+    (step,) = json.loads(done.stdout)["next"]
+    assert step["command"] == "ulimit -n 1024"
+
+
+def test_no_thread_can_be_started() -> None:
+    try:
+        with control_group("pids", {"pids.max": "1"}, {"pids.max": "1"}) as group:
+            done = doctor("--json", prefix=partial(within, group))
+    except NoGroupError as error:
+        pytest.skip(f"no control group: {error}")
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    (step,) = json.loads(done.stdout)["next"]
+    assert step["command"] == "docker update --pids-limit -1 CONTAINER"
 
 
 def test_an_unknown_engine_is_wrong_usage() -> None:

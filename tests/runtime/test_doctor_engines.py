@@ -26,11 +26,11 @@ from stub_libraries import compile_driver, compile_library, cut_short, needs_com
 
 from dsd_trt import Bundle
 from dsd_trt.doctor.bundle import study_here
-from dsd_trt.doctor.engines import LIBRARIES
+from dsd_trt.doctor.engines import LIBRARIES, examine, why_not
 from dsd_trt.doctor.finding import Finding, split_advice
 from dsd_trt.doctor.gpu import pci_devices
 from dsd_trt.doctor.studied import Studied
-from dsd_trt.engine import BACKENDS, find_backend
+from dsd_trt.engine import AUTO, BACKENDS, find_backend
 from dsd_trt.engine.tensorrt.plan import Profile, Sidecar, write_plan
 from dsd_trt.installation import install_command
 
@@ -168,6 +168,44 @@ def test_memory_that_ends_an_engine() -> None:
         found.detail
     )
     assert found.remedy.startswith("docker run --memory")
+
+
+def test_a_file_in_the_way_of_an_engine(tmp_path: Path) -> None:
+    """The remedy is applied."""
+    (tmp_path / "openvino.py").write_text("print('not the package')")
+    found = examined("engines:examine_engine", "openvino", None, site=[tmp_path])["openvino"]
+    assert found.state == "fault"
+    assert f"{tmp_path / 'openvino.py'} is in the way of the package" in found.detail
+    subprocess.run(["sh", "-c", found.remedy], check=True)
+    again = examined("engines:examine_engine", "openvino", None, site=[tmp_path])["openvino"]
+    assert again.state == "ok"
+
+
+def test_a_limit_of_threads() -> None:
+    limits = {"pids.max": "4"}
+    try:
+        with control_group("pids", limits, limits) as group:
+            enter = partial(within, group)
+            found = examined("engines:examine_engine", "openvino", None, prefix=enter)["openvino"]
+            threads = examined("threads", prefix=enter)["processes"]
+    except NoGroupError as error:
+        pytest.skip(f"no control group: {error}")
+    assert found.state == "fault"
+    assert "a limit of processes and threads is reached" in found.detail
+    assert (threads.state, threads.remedy) == ("warning", found.remedy)
+    assert found.remedy == "docker update --pids-limit -1 CONTAINER"
+
+
+def test_a_package_that_all_engines_need() -> None:
+    """It is the cause, and they are not examined."""
+    numpy = Finding("numpy", "fault", "does not load", "pip install numpy")
+    found = {it.subject: it for it in examine(None, [numpy], [])}
+    for name in BACKENDS:
+        assert (found[name].state, found[name].remedy) == ("fault", numpy.remedy)
+        assert "numpy, which scoring needs, does not work" in found[name].detail
+    failure = why_not(AUTO, list(found.values()), bundle=False)
+    assert failure is not None
+    assert failure.remedy == numpy.remedy
 
 
 def test_every_engine_has_its_library_in_the_table() -> None:
@@ -415,6 +453,14 @@ def test_a_bundle_with_an_altered_file(folder: Path) -> None:
     graph.unlink()
     (found,) = study(folder).findings
     assert "file 'pair_scorer.onnx' is missing" in found.detail
+
+
+def test_a_pointer_in_the_place_of_weights(folder: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 5\n"
+    (folder / "pair_scorer.onnx").write_text(pointer)
+    (found,) = study(folder).findings
+    assert "'pair_scorer.onnx': it is a Git LFS pointer, not the file itself" in found.detail
+    assert found.remedy == "git lfs pull"
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:
