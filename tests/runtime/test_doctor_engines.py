@@ -167,7 +167,7 @@ def test_memory_that_ends_an_engine() -> None:
     assert "ended by SIGKILL: the system ends processes for which there is no memory" in (
         found.detail
     )
-    assert found.remedy.startswith("docker run --memory")
+    assert found.remedy == "docker update --memory LARGER CONTAINER"
 
 
 def test_a_file_in_the_way_of_an_engine(tmp_path: Path) -> None:
