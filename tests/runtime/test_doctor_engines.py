@@ -273,7 +273,7 @@ def test_packages_that_are_not_there(site: Path) -> None:
 # GPUs
 
 
-def of_gpu(site: Path, **variables: str | None) -> dict[str, Finding]:
+def of_gpu(site: Path, **variables: Any) -> dict[str, Finding]:
     """GPU, driver and packages, where the packages are those of a folder."""
     return examined("gpu", site=[site], alone=True, **variables)
 
@@ -394,7 +394,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def of_kernel(copy: Path, **variables: str | None) -> Finding:
+def of_kernel(copy: Path, **variables: Any) -> Finding:
     return examined("kernel", [], site=[copy], **variables)["kernel"]
 
 

@@ -105,9 +105,9 @@ def read(said: str) -> dict[str, Finding]:
     return {it.subject: it for it in found}
 
 
-def exported(remedy: str) -> dict[str, str | None]:
+def exported(remedy: str) -> dict[str, Any]:
     """Variables that a remedy sets or unsets: it is applied in another environment."""
-    result: dict[str, str | None] = {}
+    result: dict[str, Any] = {}
     for part in remedy.split(" && "):
         verb, _, rest = part.partition(" ")
         name, _, value = rest.partition("=")
