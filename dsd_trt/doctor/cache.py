@@ -18,6 +18,9 @@ from dsd_trt.files.unfinished import unfinished_name
 
 _VARIABLE = "DSD_TRT_CACHE"
 _TRIAL = 4096  # bytes that are written to see whether a disk takes them
+_FULL = "the disk is full, or a quota is used up"
+_NO_GROWTH = "files may not grow: ulimit -f"
+_GROW = "ulimit -f unlimited"
 _LEAST = 2**20  # bytes for measurements and journals
 
 
@@ -48,8 +51,9 @@ def _cache(needed: int) -> Finding:
     kept = f"{folder} has {in_gigabytes(size)}"
     if (why := why_unwritable(folder)) is not None:
         detail = f"{folder} cannot be written: {why}; nothing is kept for the next start"
-        full = why.startswith("the disk is full")
-        remedy = f"rm -r {shlex.quote(str(folder))}" if full and size else _elsewhere()
+        remedy = f"rm -r {shlex.quote(str(folder))}" if why == _FULL and size else _elsewhere()
+        if why == _NO_GROWTH:
+            remedy = _GROW
         return Finding("cache", "warning", detail, remedy, facts)
     free = shutil.disk_usage(nearest_folder(folder)).free
     if free < needed:
@@ -65,7 +69,8 @@ def _temporary() -> Finding:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:  # none of the usual folders can be written
         detail = f"no folder takes temporary files: {error.strerror}"
-        return Finding("temporary files", "fault", detail, "export TMPDIR=FOLDER", {})
+        remedy = _GROW if why_unwritable(Path.cwd()) == _NO_GROWTH else "export TMPDIR=FOLDER"
+        return Finding("temporary files", "fault", detail, remedy, {})
     if (why := why_unwritable(folder)) is not None:
         detail = f"{folder} cannot be written: {why}"
         remedy = "export TMPDIR=FOLDER"
@@ -116,8 +121,10 @@ def why_unwritable(folder: Path) -> str | None:
         finally:
             trial.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            return _NO_GROWTH
         if error.errno in DISK_FULL:
-            return "the disk is full, or a quota is used up"
+            return _FULL
         if error.errno == errno.EROFS:
             return "its disk is mounted read-only"
         if error.errno in (errno.EACCES, errno.EPERM) and hasattr(os, "getuid"):

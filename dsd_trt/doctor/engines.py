@@ -161,7 +161,8 @@ def examine_engine(name: str, folder: str | None) -> Finding:
         found = replace(found, subject=name, facts=facts | dict(found.facts))
     if library is None or found.facts["works"] or not _found(library.module):
         return found
-    if (hindrance := hindrance_of(library.distribution, library.module)) is not None:
+    hindrance = hindrance_of(library.distribution, library.module, found.detail)
+    if hindrance is not None and name not in ON_GPU:
         why, remedy = hindrance
         return replace(found, state="fault", detail=f"{found.detail}; {why}", remedy=remedy)
     return found

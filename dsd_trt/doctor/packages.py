@@ -16,7 +16,7 @@ from typing import Any
 
 from dsd_trt.doctor.child import ChildError, ask
 from dsd_trt.doctor.finding import Finding
-from dsd_trt.errors import cut, one_line
+from dsd_trt.errors import cut, one_line, with_causes
 from dsd_trt.installation import (
     NAME,
     PACKAGE,
@@ -33,6 +33,7 @@ BASE = {
     "click": "click",
     "rich": "rich.table",
 }
+_SEARCHED = "LD_LIBRARY_PATH"
 _LONGEST = 200  # characters of an import's message
 _ENGINES = ("cpu", "openvino", "cuda", "gpu", "rtx")  # extras
 
@@ -91,7 +92,8 @@ def import_here(name: str) -> dict[str, Any]:
     try:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a broken package may raise anything
-        return facts | {"why": f"{type(error).__name__}: {cut(one_line(error, 1000), _LONGEST)}"}
+        *_, cause = with_causes(error)  # numpy's own message is a page of advice
+        return facts | {"why": f"{type(cause).__name__}: {cut(one_line(cause, 1000), _LONGEST)}"}
     return facts
 
 
@@ -146,18 +148,22 @@ def _imported(name: str, found: dict[str, Any] | None) -> Finding:
     where = f" from {found['file']}" if found["file"] else ""
     pinned = f"{name}=={version}" if version else name
     detail = f"{pinned} does not load{where}: {why}"
-    if (hindrance := hindrance_of(name, BASE[name].partition(".")[0])) is not None:
+    if (hindrance := hindrance_of(name, BASE[name].partition(".")[0], why)) is not None:
         return Finding(name, "fault", f"{detail}; {hindrance[0]}", hindrance[1], found)
     return Finding(name, "fault", detail, reinstall_command(pinned), found)
 
 
-def hindrance_of(distribution: str, module: str) -> tuple[str, str] | None:
+def hindrance_of(distribution: str, module: str, why: str) -> tuple[str, str] | None:
     """Why a package that is whole does not load, and the command that mends it; None if unknown.
 
     Args:
         distribution: name that installers know, such as "openvino".
         module: top module that it is imported by.
+        why: message with which it does not load.
     """
+    searched = os.environ.get(_SEARCHED, "")
+    if any(f"{it.rstrip('/')}/" in why for it in searched.split(":") if it.rstrip("/")):
+        return f"{_SEARCHED}={searched} leads to that library", f"unset {_SEARCHED}"
     if (file := _file(module)) is None:
         return None
     if _shadows(distribution, file):

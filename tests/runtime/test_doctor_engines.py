@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from control_groups import NoGroupError, control_group, within
 from cuda_package import write_package
-from examined import ROOT, examined
+from examined import ROOT, examined, exported
 from processor import BF16
 from stub_libraries import compile_driver, compile_library, cut_short, needs_compiler
 
@@ -565,3 +565,13 @@ def test_a_plan_where_there_is_no_gpu(plan: Study, tmp_path: Path) -> None:
 )
 def test_cause_and_command_of_a_message(message: str, cause: str, remedy: str) -> None:
     assert split_advice(message) == (cause, remedy)
+
+
+def test_a_library_that_the_loader_takes_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "libstdc++.so.6").touch()
+    found = examined("packages", LD_LIBRARY_PATH=str(tmp_path))["tokenizers"]
+    if found.state == "ok":
+        pytest.skip("tokenizers needs no C++ library here")
+    assert f"LD_LIBRARY_PATH={tmp_path} leads to that library" in found.detail
+    assert found.remedy == "unset LD_LIBRARY_PATH"
+    assert examined("packages", **exported(found.remedy))["tokenizers"].state == "ok"

@@ -325,6 +325,20 @@ def test_a_folder_for_temporary_files_that_does_not_exist(tmp_path: Path) -> Non
     assert again.state == "ok"
 
 
+def test_files_that_may_not_grow(tmp_path: Path) -> None:
+    """As on a full disk, but there is nothing to remove."""
+    (tmp_path / "old").write_bytes(bytes(10_000))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    none = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, hard))
+    found = examined("cache", None, preexec=none, DSD_TRT_CACHE=str(tmp_path))
+    for it in found.values():
+        assert (it.state, it.remedy) in {
+            ("warning", "ulimit -f unlimited"),
+            ("fault", "ulimit -f unlimited"),
+        }
+    assert "files may not grow" in found["cache"].detail
+
+
 def test_what_is_missing_of_a_bundle_on_the_hub(tmp_path: Path) -> None:
     needs = SMALL.__class__(**vars(SMALL) | {"missing_bytes": 10**15})
     found = examined("cache", needs, HF_HOME=str(tmp_path))["hub's cache"]
