@@ -167,8 +167,9 @@ def hindrance_of(distribution: str, module: str, why: str) -> tuple[str, str] | 
     if (file := _file(module)) is None:
         return None
     if _shadows(distribution, file):
-        aside = shlex.join(["mv", file, f"{file}.aside"])
-        return f"{file} is in the way of the package", aside
+        moved = str(Path(file).parent if Path(file).name == "__init__.py" else file)
+        aside = shlex.join(["mv", moved, f"{moved}.aside"])
+        return f"{moved} is in the way of the package", aside
     place = Path(file).parent
     if hasattr(os, "ST_NOEXEC") and os.statvfs(place).f_flag & os.ST_NOEXEC:
         while not place.is_mount():

@@ -172,12 +172,15 @@ def test_memory_that_ends_an_engine() -> None:
     assert found.remedy == "docker update --memory LARGER CONTAINER"
 
 
-def test_a_file_in_the_way_of_an_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["openvino.py", "openvino"])
+def test_a_file_or_folder_in_the_way_of_an_engine(name: str, tmp_path: Path) -> None:
     """The remedy is applied."""
-    (tmp_path / "openvino.py").write_text("print('not the package')")
+    file = tmp_path / name if name.endswith(".py") else tmp_path / name / "__init__.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("print('not the package')")
     found = examined("engines:examine_engine", "openvino", None, site=[tmp_path])["openvino"]
     assert found.state == "fault"
-    assert f"{tmp_path / 'openvino.py'} is in the way of the package" in found.detail
+    assert f"{tmp_path / name} is in the way of the package" in found.detail
     subprocess.run(["sh", "-c", found.remedy], check=True)
     again = examined("engines:examine_engine", "openvino", None, site=[tmp_path])["openvino"]
     assert again.state == "ok"
