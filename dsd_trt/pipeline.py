@@ -38,6 +38,7 @@ from dsd_trt.errors import EngineError
 from dsd_trt.log import get_logger, timed
 from dsd_trt.spans import span
 from dsd_trt.tokenizer import Tokenizer, Tokens
+from dsd_trt.words import Word
 
 logger = get_logger(__name__)
 
@@ -246,6 +247,10 @@ class Pipeline:
         """
         return self.encode_tokens(self._tokenize(texts))
 
+    def words(self, text: str) -> tuple[Word, ...]:
+        """Words of a text that count in its score; see `Tokenizer.words`."""
+        return self._tokenize.words(text)
+
     def encode_tokens(self, tokens: Tokens) -> EncodedTexts:
         """Encode one or more tokenised texts."""
         count, states = len(tokens.input_ids), np.empty(0)
@@ -298,8 +303,42 @@ class Pipeline:
         Raises:
             EngineError: the engine failed, or the unconditional text has no finite states.
         """
+        return _finite_or_nan(
+            self._score(latent, texts, image_of, text_of, levels, done, ())["score"]
+        )
+
+    def score_tokens(
+        self,
+        latent: Array,
+        texts: EncodedTexts,
+        image_of: NDArray[np.intp],
+        text_of: NDArray[np.intp],
+        levels: NDArray[np.int32],
+        done: Callable[[int], None] = lambda passes: None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score pairs and their tokens; arguments and errors are those of `score`.
+
+        Returns:
+            Scores of the pairs, (pairs,), and scores of their tokens, of which the attention score
+            is the mean over counted tokens, (pairs, 77); NaN where the result is not finite.
+        """
+        kept = ("token_scores",)
+        mean = self._score(latent, texts, image_of, text_of, levels, done, kept)
+        return _finite_or_nan(mean["score"]), _finite_or_nan(mean["token_scores"])
+
+    def _score(
+        self,
+        latent: Array,
+        texts: EncodedTexts,
+        image_of: NDArray[np.intp],
+        text_of: NDArray[np.intp],
+        levels: NDArray[np.int32],
+        done: Callable[[int], None],
+        kept: tuple[str, ...],
+    ) -> dict[str, NDArray[np.float64]]:
+        """Scores, averaged over levels, with other outputs of the pair scorer that are kept."""
         method = self._manifest.method
-        mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done)
+        mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done, kept)
         score = mean["score"]
         if self._manifest.has_denoising_error:
             # The unconditional error does not depend on the text: once per image in use.
@@ -313,7 +352,7 @@ class Pipeline:
             without = self._mean_over_levels(latent, unconditional, images, first, levels)
             d = without["denoising_error"][place] - mean["denoising_error"]
             score = d if method.score == "denoising" else score + method.denoising_weight * d
-        return _finite_or_nan(score)
+        return {**mean, "score": score}
 
     def score_matrix(
         self,
@@ -400,15 +439,17 @@ class Pipeline:
         text_of: NDArray[np.intp],
         levels: NDArray[np.int32],
         done: Callable[[int], None] = lambda passes: None,
+        kept: tuple[str, ...] = (),
     ) -> dict[str, NDArray[np.float64]]:
-        """Outputs of the pair scorer, averaged over levels: (pairs,) each.
+        """Outputs of the pair scorer, averaged over levels: (pairs,), or (pairs, 77) of tokens.
 
-        A pair gets NaN if any of its outputs is not finite, token scores included, because engines
+        Outputs with a number for each pair are all there; others are, if they are to be kept. A
+        pair gets NaN if any of its outputs is not finite, token scores included, because engines
         treat NaN differently.
         """
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (pairs * levels,)
-        parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
+        parts: dict[str, list[Array]] = {it: [] for it in ("score", "denoising_error", *kept)}
         for rows in self._passes.cut(len(level)):
             with self._in_use("pair_scorer") as engine:
                 feeds = {
@@ -422,12 +463,13 @@ class Pipeline:
                     outputs = engine.run(feeds)
             finite = np.logical_and.reduce([finite_rows(values) for values in outputs.values()])
             for name in parts.keys() & outputs.keys():
-                parts[name].append(np.where(finite, outputs[name], np.nan))
+                parts[name].append(outputs[name].copy())
+                parts[name][-1][~finite] = np.nan
             done(len(level[rows]))
+        every = {name: np.concatenate(values) for name, values in parts.items() if values}
         return {
-            name: np.concatenate(values).reshape(-1, len(levels)).mean(axis=1, dtype=np.float64)
-            for name, values in parts.items()
-            if values
+            name: it.reshape(-1, len(levels), *it.shape[1:]).mean(axis=1, dtype=np.float64)
+            for name, it in every.items()
         }
 
 

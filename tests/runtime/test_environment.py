@@ -38,7 +38,7 @@ DECIDING = {
     "label_column id_column text_field labelled by scenes",
     "outputs": "output out as_json dropped copy_to plot force resume dry_run shard_size report "
     "keep prune_missing trace",
-    "the question": "levels mode top_k prune error check_prune min_probability keep_best "
+    "the question": "levels mode top_k prune error check_prune tokens min_probability keep_best "
     "target_precision target_recall thresholds prior limit examples questions fraction seed "
     "contenders rounds requests measured smoke method",
     "the model": "model adapter family tiny precision score_layers token_mask resize score matrix "
