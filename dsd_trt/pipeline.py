@@ -21,7 +21,8 @@ from dsd_trt.batching import (
 )
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Precision
-from dsd_trt.bundle.folder import Bundle, is_large, weight_bytes
+from dsd_trt.bundle.folder import Bundle, is_large, weight_bytes, with_maps
+from dsd_trt.bundle.maps import NAME as MAPS
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
@@ -44,6 +45,7 @@ logger = get_logger(__name__)
 
 Array = NDArray[Any]
 
+_OF_PLANS = ("tensorrt", "tensorrt-rtx")  # they run compiled plans, and there is none of maps
 _ENCODERS = ("image_encoder", "text_encoder")
 
 
@@ -223,15 +225,20 @@ class Pipeline:
                         self._engines.pop(other).close()
                         logger.info("closed the %s, which is not in use", other)
             if name not in self._engines:
-                graph = self._manifest.graphs[name]
+                files = with_maps(self._files) if name == MAPS else self._files
+                graph = files.manifest.graphs[name]
                 opened = f"opened the {name} on {self.backend.name}"
                 with timed(logger, opened), span("open", graph=name):
-                    engine = open_engine(self.backend, self._files, name)
+                    engine = open_engine(self.backend, files, name)
                 try:
                     if self.self_check and name not in self._checked:
                         checked = f"checked the {name} with stored results"
                         with timed(logger, checked), span("open", "self-check", graph=name):
-                            self.self_check.require(name, graph, engine, self._adapter)
+                            if name == MAPS:
+                                method = self._manifest.method
+                                self.self_check.require_maps(method, graph, engine, self._adapter)
+                            else:
+                                self.self_check.require(name, graph, engine, self._adapter)
                 except BaseException:
                     engine.close()
                     raise
@@ -353,6 +360,47 @@ class Pipeline:
             d = without["denoising_error"][place] - mean["denoising_error"]
             score = d if method.score == "denoising" else score + method.denoising_weight * d
         return {**mean, "score": score}
+
+    def attention_maps(
+        self, latent: Array, texts: EncodedTexts, level: int
+    ) -> list[NDArray[np.float32]]:
+        """Maps that the score of one image and one text is pooled from, at one level.
+
+        Args:
+            latent: latent z of the image, (C, h, w).
+            texts: the text, encoded.
+            level: index of the noise level.
+
+        Returns:
+            A of each scored layer, (heads, image_tokens, 77).
+
+        Raises:
+            InputError: the bundle has no maps graph.
+            EngineError: the engine has no form of the maps graph, failed, or computed values that
+                are not finite.
+        """
+        if not self.backend.reads_graphs or self.backend.name in _OF_PLANS:
+            raise EngineError(
+                f"{self.backend.name} opens no graph of attention maps: explain with another "
+                "engine, such as onnxruntime or openvino"
+            )
+        with self._in_use(MAPS) as engine:
+            feeds = {
+                "latent": latent[None],
+                "level": np.array([level], np.int32),
+                "text_states": texts.states,
+                "token_mask": texts.mask,
+                **self._adapter,
+            }
+            with span("U-Net pass", "maps"):
+                outputs = engine.run(feeds)
+        graph = with_maps(self._bundle).manifest.graphs[MAPS]
+        maps = [outputs[spec.name][0] for spec in graph.outputs]
+        if not all(np.isfinite(it).all() for it in maps):
+            used = engine.description
+            advice = precision_advice(self.backend, self._manifest.precision, self._bundle.folder)
+            raise EngineError(f"the attention maps have NaN or infinity ({used}). {advice}")
+        return maps
 
     def score_matrix(
         self,
