@@ -19,6 +19,8 @@ from dsd_trt.bundle.probability import calibration_at, why_no_probability
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
+from dsd_trt.explained import explained
+from dsd_trt.explanation import Explanation
 from dsd_trt.failure import Failure
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -612,6 +614,76 @@ class Scorer:
         searched = top_k if prune else None
         stream = self.stream(images, texts, levels, progress, searched, error=error)
         return best_texts(stream, texts, top_k, self.calibration(levels), ids)
+
+    @overload
+    def explain(
+        self,
+        image: Scorable,
+        text: str,
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> Explanation: ...
+    @overload
+    def explain(
+        self,
+        image: Scorable,
+        text: list[str] | tuple[str, ...] | NDArray[np.str_] | NDArray[np.object_],
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> list[Explanation]: ...
+    def explain(
+        self,
+        image: Scorable,
+        text: str | list[str] | tuple[str, ...] | NDArray[np.str_] | NDArray[np.object_],
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> Explanation | list[Explanation]:
+        """Say which words the score of an image and a text comes from, and where they were found.
+
+        It runs the bundle's graph of attention maps once per level and pools the maps in numpy: the
+        score is that of `score`, to 1e-5 in FP32.
+
+        Args:
+            image: image, as an element of the images of `score`.
+            text: description, or a list of M descriptions of the image, which is then encoded once.
+            levels: noise levels to average over; None is all of the bundle's.
+            layer: scored layer that heat maps are of, by its index among the U-Net's
+                cross-attention layers; None is all of them, weighted as in the score.
+            head: head of a layer that heat maps are of; None is all of them.
+            level: noise level that heat maps are of; None is the mean over `levels`.
+
+        Returns:
+            The explanation; for a list of texts, one for each.
+
+        Raises:
+            ImageError: the image cannot be decoded or encoded.
+            InputError: an argument cannot be used, the scorer is in matrix mode, or the bundle has
+                no maps graph (`dsd-trt export --maps`).
+            EngineError: the engine cannot compute, as for `score`, or opens no maps graph.
+        """
+        one = isinstance(text, (str, bytes)) or not hasattr(text, "__len__")
+        texts = [checked_text(text, "text")] if one else checked_texts(text)
+        found = explained(
+            self._pipeline,
+            self._jobs,
+            self.bundle,
+            self.mode,
+            image,
+            texts,
+            self._level_indices(levels),
+            self.calibration(levels),
+            {"layer": layer, "head": head, "level": level},
+        )
+        return found[0] if one else found
 
     def words(self, text: str) -> tuple[Word, ...]:
         """Words of a text that count in its score, each with its tokens, in order.

@@ -64,7 +64,7 @@ class Word:
         }
 
 
-def scored_words(words: Sequence[Word], scores: NDArray[np.float32]) -> tuple[Word, ...]:
+def scored_words(words: Sequence[Word], scores: NDArray[Any]) -> tuple[Word, ...]:
     """The same words, with the scores of their tokens.
 
     Args:
