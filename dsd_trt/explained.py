@@ -12,7 +12,7 @@ from dsd_trt.bundle.folder import Bundle, with_maps
 from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import EngineError, ImageError, InputError
-from dsd_trt.explanation import Explanation, explain, require_choice, with_heat
+from dsd_trt.explanation import Explanation, explain, finest, require_choice, with_heat
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import Scorable, decode_image, name_of
 from dsd_trt.match_probability import match_probability
@@ -81,7 +81,7 @@ def explained(
         score, words, layers, tokens = explain(seen, words, encoded.mask[row], places, method)
         likely = match_probability(np.array([score], np.float32), calibration)
         explanation = Explanation(
-            *(name, text, score, float(likely[0]), words, levels),
+            *(name, text, score, float(likely[0]), words, levels, finest(places)),
             *(layers, tokens, method, pixels),
         )
         found[text] = with_heat(explanation, **chosen)

@@ -52,6 +52,7 @@ class Explanation:
         words: words of the text with their scores, tokens and heat maps, float32 (h, w) in the
             resolution of the finest scored layer.
         levels: noise levels that it is averaged over.
+        size: rows and columns of heat maps.
         layers: what every scored layer gives, in order of execution.
         tokens: position of each counted token in the padded text, in the order of the maps.
         method: method of the bundle, with its pooling.
@@ -64,6 +65,7 @@ class Explanation:
     probability: float
     words: tuple[Word, ...]
     levels: tuple[float, ...]
+    size: tuple[int, int]
     layers: tuple[LayerMaps, ...] = field(repr=False)
     tokens: tuple[int, ...] = field(repr=False)
     method: Method = field(repr=False)
@@ -72,11 +74,6 @@ class Explanation:
     def __repr__(self) -> str:
         words = ", ".join(f"{it.text} {it.score:.3f}" for it in self.words)
         return f"Explanation({self.image!r}, {self.text!r}, score {self.score:.4f}: {words})"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns of heat maps: those of the finest scored layer."""
-        return max((it.places for it in self.layers), key=lambda places: places[0] * places[1])
 
     def heat(
         self,
@@ -160,6 +157,10 @@ class Explanation:
         if (self.method, self.levels) != (other.method, other.levels):
             raise InputError("explanations of other bundles or noise levels cannot be compared")
         return Contrast(self, other, tuple(_changes(self, other)))
+
+    def without_maps(self) -> Explanation:
+        """The same explanation in little memory: words keep their heat, and no other can be had."""
+        return replace(self, layers=())
 
     def to_plain(self) -> dict[str, Any]:
         """The explanation as values that `json.dumps` accepts, see docs/explain.md."""
@@ -337,6 +338,11 @@ def require_choice(
     if level is not None and level not in levels:
         known = ", ".join(map(str, levels))
         raise InputError(f"no noise level {shown(level)} among those averaged over: {known}")
+
+
+def finest(places: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Rows and columns of the layer with the most image tokens."""
+    return max(places, key=lambda it: it[0] * it[1])
 
 
 def with_heat(explanation: Explanation, **chosen: Any) -> Explanation:
