@@ -165,7 +165,7 @@ def table(found: dict[str, Found], things: list[Named], bundle: str) -> Iterator
 
 
 def _percent(values: NDArray[np.generic], scene: NDArray[np.int64]) -> str:
-    """Mean over things in percent, with its standard error, scenes being drawn anew."""
+    """Mean over things in percent, with its standard error by bootstrap over scenes."""
     numbers, rng = values.astype(np.float64), np.random.default_rng(0)
     names, place = np.unique(scene, return_inverse=True)
     sums, counts = (np.bincount(place, weights=it) for it in (numbers, np.ones(len(numbers))))

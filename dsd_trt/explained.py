@@ -44,7 +44,9 @@ def explained(
         chosen: layer, head and level of the heat maps, as for `Explanation.heat`.
 
     Raises:
-        ImageError, InputError, EngineError: as for `Scorer.explain`.
+        ImageError: the image cannot be decoded or encoded.
+        InputError: a choice does not exist, the mode is "matrix", or the bundle has no maps graph.
+        EngineError: the engine cannot compute, or opens no maps graph.
     """
     pipeline.require_usable()
     if mode == "matrix":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dsd_trt.arguments import shown
 from dsd_trt.attention import enlarged, head_weights, pooled, shares
 from dsd_trt.bundle.method import Method
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.words import Word, scored_words
 
 Heat = NDArray[np.float32]
@@ -45,8 +45,8 @@ class Explanation:
     among the places of the image, as LogSumExp read them: it sums to the score.
 
     Attributes:
-        image: name of the image.
-        text: the text.
+        image: name of the image, as in `ScoreMatrix`.
+        text: description that was scored.
         score: f(y, x), averaged over the noise levels.
         probability: match probability; NaN where none was fitted, see `Scorer.calibration`.
         words: words of the text with their scores, tokens and heat maps, float32 (h, w) in the
@@ -190,7 +190,8 @@ class Explanation:
         if isinstance(word, bool) or not isinstance(word, (int, np.integer)):
             raise InputError(f"a word is named by its index among words, got {shown(word)}")
         if not -len(self.words) <= word < len(self.words):
-            raise InputError(f"the text has {len(self.words)} words, there is no word {word}")
+            has = counted(len(self.words), "word")
+            raise InputError(f"the text has {has}, there is no word {word}")
         return [self.tokens.index(place) for place in self.words[word].places]
 
     def _rows(self, level: float | None) -> list[int]:

@@ -1,8 +1,8 @@
 """Heat maps as colours: a colour scale for all eyes, and a picture under its heat.
 
-The scale goes from dark blue to light yellow, in OKLab: its lightness grows in a straight line, and
-it moves along the axis from blue to yellow alone, which people with any of the common forms of
-colour blindness see. Colours follow the square root of heat, because most of a word's heat is on
+The scale goes from dark blue to light yellow, in OKLab. Its lightness grows in a straight line.
+Otherwise it moves along the axis from blue to yellow alone, which people with any of the common
+forms of colour blindness see. Colours follow the square root of heat, because most of a word's heat is on
 few places.
 """
 

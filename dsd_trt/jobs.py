@@ -68,7 +68,7 @@ class TextScores:
     Attributes:
         scores: f of each text, float32 (texts,); NaN where there is no score.
         lost: True where the engine computed no finite f, bool (texts,).
-        tokens: scores of each text's tokens, float32 (texts, 77); None if nobody asked for them.
+        tokens: scores of each text's tokens, float32 (texts, 77); None if they were not asked for.
     """
 
     scores: NDArray[np.float32]

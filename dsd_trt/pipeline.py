@@ -368,7 +368,7 @@ class Pipeline:
 
         Args:
             latent: latent z of the image, (C, h, w).
-            texts: the text, encoded.
+            texts: one encoded text.
             level: index of the noise level.
 
         Returns:

@@ -201,7 +201,7 @@ class ScoredImage:
         errors: the image, texts or pairs that could not be scored.
         passes: number of scores at single noise levels, each of the image and one text: passes in
             pair mode. Walks that made lists are added.
-        tokens: scores of each text's tokens, float32 (texts, 77); None if nobody asked for them.
+        tokens: scores of each text's tokens, float32 (texts, 77); None if they were not asked for.
     """
 
     image: str

@@ -39,7 +39,7 @@ class Record:
         error: why the pair has no score; None if it has one.
         reason: why a filter drops the pair; None if it does not.
         row: row of the table that the pair comes from.
-        words: words of the text with the scores of their tokens; None if nobody asked for them.
+        words: words of the text with the scores of their tokens; None if they were not asked for.
     """
 
     image: str

@@ -47,7 +47,7 @@ def to_records(
         pairs: image and text of each score, in order.
         scores: scores of any shape, NaN for pairs without one.
         probabilities: match probabilities, of the same shape; NaN where there are none.
-        words: words of each pair's text with their scores; None if nobody asked for them.
+        words: words of each pair's text with their scores; None if they were not asked for.
     """
     of_pairs = itertools.repeat(None, scores.size) if words is None else words
     return [
