@@ -2,8 +2,8 @@
 
 The scale goes from dark blue to light yellow, in OKLab. Its lightness grows in a straight line.
 Otherwise it moves along the axis from blue to yellow alone, which people with any of the common
-forms of colour blindness see. Colours follow the square root of heat, because most of a word's heat is on
-few places.
+forms of colour blindness see. Colours follow the square root of heat, because most of a word's heat
+is on few places.
 """
 
 from __future__ import annotations

@@ -368,7 +368,7 @@ class Pipeline:
 
         Args:
             latent: latent z of the image, (C, h, w).
-            texts: one encoded text.
+            texts: states and mask of one text.
             level: index of the noise level.
 
         Returns:

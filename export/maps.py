@@ -51,8 +51,8 @@ def cut_maps(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProt
     heads = [len(weights) for weights in method.head_weights.values]
     if [count for _, count, _ in found] != heads:
         raise ModelError(
-            f"heads of the maps that the pair scorer pools are {[it[1] for it in found]}, and those "
-            f"of its layers {heads}: a maps graph cannot be cut from it. Export without --maps"
+            f"heads of the pair scorer's maps: {[it[1] for it in found]}; of its layers: {heads}. "
+            "A maps graph cannot be cut from it: export without --maps"
         )
     _rename(graph, [name for name, *_ in found], method)
     try:

@@ -159,7 +159,7 @@ def test_what_pools_to_other_scores_is_refused(exported_fp32: Exported, tmp_path
     weights = replace(method.head_weights, values=method.head_weights.values[1:])
     fewer = replace(bundle.manifest, method=replace(method, head_weights=weights))
     model = load_graph(bundle.path("pair_scorer.onnx"))
-    with pytest.raises(ModelError, match="Export without --maps"):
+    with pytest.raises(ModelError, match="export without --maps"):
         cut_maps(model, fewer)
 
 
