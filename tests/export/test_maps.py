@@ -12,21 +12,29 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import make_manifest
 from exported import Exported
 from numpy.typing import NDArray
+from unets import SIDE, TEXT_WIDTH, TOKENS, random_levels, random_pairs, random_unet
 
 from dsd_trt import Bundle, InputError, read_bundle
 from dsd_trt.attention import pooled_tokens
 from dsd_trt.bundle.adapter_input import adapter_feed
+from dsd_trt.bundle.contract import Precision, graph_contract
 from dsd_trt.bundle.folder import with_maps
-from dsd_trt.bundle.maps import NAME
+from dsd_trt.bundle.maps import NAME, maps_graph
+from dsd_trt.bundle.method import HeadMode, HeadWeights
 from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.engine import find_backend
+from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.errors import ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.maps import add_maps, cut_maps, require_same_score
-from dsd_trt.export.onnx_file import load_graph
+from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.settings import ExportSettings
+from dsd_trt.export.trace import trace
+from dsd_trt.export.weights import WeightFile
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 pytest_plugins = ("exported",)
 
@@ -167,6 +175,57 @@ def test_what_pools_to_other_scores_is_refused(exported_fp32: Exported, tmp_path
 def test_scores_that_no_map_shows_are_refused_before_the_work(score: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave out --maps"):
         export_bundle(ExportSettings(score=score, maps=True), tmp_path / "bundle")
+
+
+@pytest.mark.slow  # traces
+@pytest.mark.parametrize(
+    ("family", "precision", "kind"),
+    [
+        ("sd 1", "fp32", {"score_layers": [1], "dynamic_heads": True}),
+        ("sd 2", "fp32", {"lam": 100.0}),  # another form of Eq. 3
+        ("sd 2", "fp16", {}),
+        ("sdxl", "fp32", {"score_layers": "last:1", "pooling": "max"}),
+        ("sdxl, convolutions", "fp32", {"dynamic_heads": True}),
+    ],
+)
+def test_every_family(
+    family: str, precision: Precision, kind: dict[str, Any], tmp_path: Path
+) -> None:
+    """Blocks of several transformers, heads that differ, layers that are not scored."""
+    unet = random_unet(family)
+    scoring = ScoringUNet(unet.half() if precision == "fp16" else unet, random_levels(), **kind)
+    contract = graph_contract(precision, 64, (4, SIDE, SIDE), TEXT_WIDTH, TOKENS)
+    manifest = make_manifest(contract, precision)
+    weights = scoring.head_weights.split(scoring.heads)
+    mode: HeadMode = "dynamic" if scoring.dynamic_heads else "uniform"
+    method = replace(
+        manifest.method,
+        score_layers=scoring.score_layers,
+        pooling=scoring.pooling,
+        lam=scoring.lam,
+        head_weights=HeadWeights(mode, tuple(tuple(it.tolist()) for it in weights)),
+    )
+    length = replace(manifest.tokenizer, max_length=TOKENS)
+    manifest = replace(manifest, method=method, tokenizer=length)
+    graph = contract["pair_scorer"]
+    with WeightFile(tmp_path) as file:
+        model = trace(scoring.eval(), graph, file)
+    save_graph(model, tmp_path / graph.file)
+    made, maps = cut_maps(model, manifest)
+    save_graph(made, tmp_path / maps.file)
+
+    pairs = random_pairs(ROWS)
+    feeds = {
+        spec.name: it.numpy().astype(spec.dtype)
+        for spec, it in zip(graph.inputs, pairs, strict=True)
+    }
+    scored = OnnxRuntimeEngine(tmp_path / graph.file, graph).run(feeds)
+    signature = maps_graph(maps, method, graph)
+    found = OnnxRuntimeEngine(tmp_path / maps.file, signature).run(feeds)
+    in_order = [found[spec.name] for spec in signature.outputs]
+    pooled = pooled_tokens(in_order, method, feeds["token_mask"])
+    assert scored["token_scores"].std() > 1e-3
+    np.testing.assert_allclose(pooled, scored["token_scores"], rtol=0, atol=1e-5)
 
 
 def test_half_precision(exported_fp16: Exported, engine: str, tmp_path: Path) -> None:
