@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ _PREFIX = int.from_bytes(b"maps")
 _VISIBLE = 8  # pixels that a thing shows at least
 
 Heat = NDArray[np.floating]
-Maps = Callable[[Explanation, int], Heat]
+Maps = Callable[[int], Heat]
 """Map of a word, by its index."""
 
 
@@ -106,15 +107,15 @@ def judged(heat: Heat, mask: NDArray[np.bool_]) -> tuple[float, bool, bool]:
 def kinds(explanation: Explanation) -> dict[str, Maps]:
     """Kinds of maps by name."""
     found: dict[str, Maps] = {
-        "heat, as in the score": lambda it, word: it.heat(word),
-        "mean attention, without the pooling": lambda it, word: it.attention(word),
+        "heat, as in the score": explanation.heat,
+        "mean attention, without the pooling": explanation.attention,
     }
     for layer in explanation.layers:
         rows, columns = layer.places
         name = f"heat of layer {layer.layer}, {rows} x {columns}"
-        found[name] = lambda it, word, at=layer.layer: it.heat(word, layer=at)
+        found[name] = partial(explanation.heat, layer=layer.layer)
     for level in explanation.levels:
-        found[f"heat at level {level:g}"] = lambda it, word, at=level: it.heat(word, level=at)
+        found[f"heat at level {level:g}"] = partial(explanation.heat, level=level)
     return found
 
 
@@ -129,7 +130,7 @@ def measure(
         things += named
         for thing in named:
             for name, of_word in kinds(explanation).items():
-                heat = np.sum([of_word(explanation, it) for it in thing.words], axis=0)
+                heat = np.sum([of_word(it) for it in thing.words], axis=0)
                 seen.setdefault(name, []).append(judged(heat, thing.mask))
             for name, word in zip(("colour", "shape"), thing.words, strict=True):
                 heat = explanation.heat(word)

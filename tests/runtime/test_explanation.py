@@ -159,7 +159,8 @@ def test_an_explanation_is_of_the_very_score(engine: str) -> None:
 def test_heat_sums_to_the_scores(starry: Explanation) -> None:
     for number, word in enumerate(starry.words):
         assert word.heat is not None
-        assert (word.heat.shape, word.heat.dtype) == ((8, 8), np.float32)
+        assert word.heat.shape == (8, 8)
+        assert word.heat.dtype == np.float32
         assert (word.heat >= 0).all()
         assert word.heat.sum() == pytest.approx(word.score, abs=1e-6)
         np.testing.assert_array_equal(word.heat, starry.heat(number))
