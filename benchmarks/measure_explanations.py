@@ -98,10 +98,12 @@ def judged(heat: Heat, mask: NDArray[np.bool_]) -> tuple[float, bool, bool]:
     """Mass, pointing and touching of one map, whose places are squares of pixels."""
     side = len(mask) // len(heat)
     blocks = mask.reshape(len(heat), side, len(heat), side)
-    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-    block, middle = blocks[row, :, column], slice(side // 2 - 1, side // 2 + 1)
-    inside = float((heat * blocks.mean(axis=(1, 3))).sum() / heat.sum())
-    return inside, bool(block[middle, middle].mean() >= 0.5), bool(block.any())
+    hottest = heat >= heat.max() * (1 - 1e-6)  # several, where a coarse layer was enlarged
+    y, x = (int((np.mean(at) + 0.5) * side) for at in np.nonzero(hottest))
+    shown = blocks.mean(axis=(1, 3))
+    inside = float((heat * shown).sum() / heat.sum())
+    points = mask[y - 1 : y + 1, x - 1 : x + 1].mean() >= 0.5
+    return inside, bool(points), bool(shown[hottest].any())
 
 
 def kinds(explanation: Explanation) -> dict[str, Maps]:
