@@ -46,12 +46,14 @@ class Named:
     Attributes:
         scene: number of the scene.
         things: number of things in it.
+        shape: name of the thing's shape.
         words: indices of the two words, colour first.
         mask: pixels that show the thing, bool (64, 64).
     """
 
     scene: int
     things: int
+    shape: str
     words: tuple[int, int]
     mask: NDArray[np.bool_]
 
@@ -81,7 +83,7 @@ def explained(bundle: Bundle, scenes: int) -> Iterator[tuple[Explanation, list[N
             explanation = scorer.explain(drawing.pixels, text)
             written = [word.text.lower() for word in explanation.words]
             named = [
-                Named(number, len(scene.things), words, mask)
+                Named(number, len(scene.things), thing.shape, words, mask)
                 for thing, mask in zip(scene.things, drawing.masks, strict=True)
                 if mask.sum() >= _VISIBLE and (words := _words(thing, written)) is not None
             ]
@@ -104,6 +106,14 @@ def judged(heat: Heat, mask: NDArray[np.bool_]) -> tuple[float, bool, bool]:
     inside = float((heat * shown).sum() / heat.sum())
     points = mask[y - 1 : y + 1, x - 1 : x + 1].mean() >= 0.5
     return inside, bool(points), bool(shown[hottest].any())
+
+
+def reachable(mask: NDArray[np.bool_], places: int = 8) -> bool:
+    """Whether the centre of any place of a square grid lies in a mask."""
+    side = len(mask) // places
+    middle = slice(side // 2 - 1, side // 2 + 1)
+    blocks = mask.reshape(places, side, places, side)[:, middle][..., middle]
+    return bool((blocks.mean(axis=(1, 3)) >= 0.5).any())
 
 
 def kinds(explanation: Explanation) -> dict[str, Maps]:
@@ -147,8 +157,10 @@ def table(found: dict[str, Found], things: list[Named], bundle: str) -> Iterator
     """Lines of a Markdown table."""
     area = np.array([thing.mask.mean() for thing in things])
     scene = np.array([thing.scene for thing in things])
-    yield f"{bundle}: {len(things)} named things of {len({*scene.tolist()})} scenes, "
-    yield f"whose masks are {area.mean():.1%} of the image\n"
+    yield f"{bundle}: {len(things)} named things of {len({*scene.tolist()})} scenes."
+    yield f"Their masks are {area.mean():.1%} of the image."
+    within = np.mean([reachable(thing.mask) for thing in things])
+    yield f"The centre of some place lies in the mask of {within:.1%} of them.\n"
     yield "| maps | mass inside | by chance's | points inside | touches |"
     yield "|---|---:|---:|---:|---:|"
     for name, it in found.items():
@@ -156,14 +168,17 @@ def table(found: dict[str, Found], things: list[Named], bundle: str) -> Iterator
         times = f"{it.mass.mean() / area.mean():.1f} x"
         yield f"| {name} | {cells[0]} | {times} | {cells[1]} | {cells[2]} |"
     yield ""
-    yield "| things in the scene | things | mass inside | points inside |"
-    yield "|---:|---:|---:|---:|"
+    yield "| heat, as in the score | things | mass inside | points inside | touches |"
+    yield "|---|---:|---:|---:|---:|"
     whole = found["heat, as in the score"]
-    count = np.array([thing.things for thing in things])
-    for number in sorted({*count.tolist()}):
-        of = count == number
-        cells = [_percent(values[of], scene[of]) for values in (whole.mass, whole.points)]
-        yield f"| {number} | {of.sum()} | {cells[0]} | {cells[1]} |"
+    count = np.array([f"{thing.things} in the scene" for thing in things])
+    shapes = np.array([thing.shape for thing in things])
+    for of_things in (count, shapes):
+        for name in sorted({*of_things.tolist()}):
+            of = of_things == name
+            values = (whole.mass[of], whole.points[of], whole.touches[of])
+            cells = " | ".join(_percent(it, scene[of]) for it in values)
+            yield f"| {name} | {of.sum()} | {cells} |"
     yield ""
 
 
