@@ -177,8 +177,8 @@ def table(found: dict[str, Found], things: list[Named], bundle: str) -> Iterator
         for name in sorted({*of_things.tolist()}):
             of = of_things == name
             values = (whole.mass[of], whole.points[of], whole.touches[of])
-            cells = " | ".join(_percent(it, scene[of]) for it in values)
-            yield f"| {name} | {of.sum()} | {cells} |"
+            row = " | ".join(_percent(it, scene[of]) for it in values)
+            yield f"| {name} | {of.sum()} | {row} |"
     yield ""
 
 
