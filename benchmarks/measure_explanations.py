@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt import Bundle, DsdError, Explanation, Scorer, read_bundle
+from dsd_trt.attention import enlarged
 from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import draw
@@ -116,11 +117,34 @@ def reachable(mask: NDArray[np.bool_], places: int = 8) -> bool:
     return bool((blocks.mean(axis=(1, 3)) >= 0.5).any())
 
 
+def gradient(explanation: Explanation, word: int, *, times: bool = False) -> Heat:
+    """Gradient of a word's score by the attention of every place, through the pooling alone.
+
+    Args:
+        explanation: explanation with its maps.
+        word: index of the word.
+        times: whether it is multiplied by the attention.
+    """
+    places = explanation.words[word].places
+    columns, lam = [explanation.tokens.index(it) for it in places], explanation.method.lam
+    heat = np.zeros(explanation.size)
+    for layer in explanation.layers:
+        attention = layer.attention[..., columns].astype(np.float64)
+        sharp = np.exp(lam * (attention - attention.max(axis=2, keepdims=True)))
+        read = sharp / sharp.sum(axis=2, keepdims=True)  # dS / dA of LogSumExp
+        read = read * attention if times else read
+        mean = (read * layer.weights[:, :, None, None]).sum(axis=(0, 1)).mean(axis=1)
+        heat += enlarged(mean, layer.places, explanation.size)
+    return heat
+
+
 def kinds(explanation: Explanation) -> dict[str, Maps]:
     """Kinds of maps by name."""
     found: dict[str, Maps] = {
         "heat, as in the score": explanation.heat,
         "mean attention, without the pooling": explanation.attention,
+        "gradient of the score by attention": partial(gradient, explanation),
+        "that gradient times attention (Eq. 7)": partial(gradient, explanation, times=True),
     }
     for layer in explanation.layers:
         rows, columns = layer.places
