@@ -230,7 +230,6 @@ OTHERS = [
     ("explain 'a dog' -o new.png", "'a dog' is no file, so it is taken for a text"),
     ("explain a.png 'a dog'", "Missing option '-o' / '--output'"),
     ("explain a.png 'a dog' -o new.gif", "FILE.png, FILE.html or FILE.json"),
-    ("explain a.png 'a dog' -o new.png --bundle bundle", "dsd-trt export --maps"),
 ]
 
 
