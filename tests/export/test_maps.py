@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from bundles import make_manifest
+from checkpoints import write_adapter
 from exported import Exported
 from numpy.typing import NDArray
 from unets import SIDE, TEXT_WIDTH, TOKENS, random_levels, random_pairs, random_unet
@@ -28,6 +29,7 @@ from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.engine import find_backend
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.errors import ModelError
+from dsd_trt.export.adapt import replace_adapter
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.maps import add_maps, cut_maps, require_same_score
 from dsd_trt.export.onnx_file import load_graph, save_graph
@@ -101,6 +103,17 @@ def test_an_adapter_that_is_an_input_is_an_input_of_the_maps(
     check_pooled(bundle, engine)
     names = [it.name for it in with_maps(bundle).manifest.graphs[NAME].inputs]
     assert "adapter" in names
+
+
+def test_an_adapted_bundle_explains_with_its_new_adapter(
+    fed_fp32: Bundle, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    other = write_adapter(tmp_path / "other", checkpoint_folder, seed=2)
+    before = copied(fed_fp32, tmp_path / "bundle")
+    bundle = replace_adapter(before, other, tmp_path / "adapted")
+    check_pooled(bundle, "onnxruntime")
+    old, new = (run(it, "onnxruntime", NAME)["attention_0"] for it in (before, bundle))
+    assert np.abs(old - new).max() > 1e-2
 
 
 @torch.no_grad()
