@@ -77,7 +77,7 @@ _WILD = frozenset("*?[")
     help="Heat at one noise level.  [default: the mean over --levels]",
 )
 @levels_option
-@bundle_option("explain")
+@bundle_option("explain with")
 @opening_options
 @click.pass_context
 def explain(
