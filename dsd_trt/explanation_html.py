@@ -110,7 +110,7 @@ def _section(
     both = [it] if contrast is None else [it, contrast.second]
     largest, shown = largest_heat(both), fitting(picture)
     body = "".join(_panels(one, shown, largest, first=one is it) for one in both)
-    table = "" if contrast is None else _difference(contrast)
+    table = "" if contrast is None else _difference(number, contrast)
     return (
         f'<section id="e{number}" aria-labelledby="h{number}"><h2 id="h{number}">{_text(it.text)}'
         f"</h2>{body}{table}{_legend(largest)}</section>\n"
@@ -157,7 +157,7 @@ def _tokens(word: Word) -> str:
     return f'<br><span class="faint">tokens: {parts}</span>'
 
 
-def _difference(contrast: Contrast) -> str:
+def _difference(number: int, contrast: Contrast) -> str:
     decisive = contrast.decisive
     rows = ""
     for it in contrast.changes:
@@ -167,7 +167,7 @@ def _difference(contrast: Contrast) -> str:
             f'<td class="number">{it.difference:+.4f}</td></tr>'
         )
     return (
-        '<div class="wide" tabindex="0" role="region" aria-label="Difference of the scores"><table>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="Difference {number}"><table>'
         '<thead><tr><th>words</th><th class="number">adds to the difference</th></tr></thead>'
         f"<tbody>{rows}<tr><td>together</td>"
         f'<td class="number">{contrast.difference:+.4f}</td></tr></tbody></table></div>'

@@ -157,6 +157,8 @@ def test_a_page_needs_nothing_and_runs_nothing(run: Callable[..., Run], tmp_path
     assert "script-src" not in policy
     ids = [it["id"] for _, it in page.elements if "id" in it]
     assert len({*ids}) == len(ids)
+    labels = [it["aria-label"] for _, it in page.elements if "aria-label" in it]
+    assert len({*labels}) == len(labels) == 3
     assert {it["href"][1:] for tag, it in page.elements if tag == "a"} <= {*ids}
     assert "prefers-color-scheme: dark" in style
 
