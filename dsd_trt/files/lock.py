@@ -17,7 +17,7 @@ LOCK_NAME = ".lock"
 """Name of the lock for a folder's content; the lock of a whole file or folder is `.NAME.lock`."""
 
 NAMED_WITHIN = 1.0
-"""Seconds in which whoever takes a lock has written its name, or has already ended."""
+"""Seconds that suffice for the holder of a new lock to write its name, or to end."""
 
 
 @contextlib.contextmanager
