@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         InputError,
         MissingExtraError,
     )
+    from dsd_trt.explanation import Contrast, Explanation
     from dsd_trt.failure import Failure
     from dsd_trt.image.preprocess import ImageSource
     from dsd_trt.index.index import Index, IndexedImage
@@ -45,14 +46,17 @@ if TYPE_CHECKING:
     from dsd_trt.ranking import RankedImage, RankedText
     from dsd_trt.results import PairScores, Progress, ScoreMatrix
     from dsd_trt.scorer import Scorer
+    from dsd_trt.words import Word
 
 __all__ = [
     "Bundle",
     "BundleError",
+    "Contrast",
     "DsdError",
     "Engine",
     "EngineDescription",
     "EngineError",
+    "Explanation",
     "Failure",
     "ImageError",
     "ImageSource",
@@ -68,6 +72,7 @@ __all__ = [
     "RankedText",
     "ScoreMatrix",
     "Scorer",
+    "Word",
     "read_bundle",
     "update_index",
     "write_bundle",
@@ -84,6 +89,7 @@ _HOMES = {
         "InputError",
         "MissingExtraError",
     ),
+    "explanation": ("Contrast", "Explanation"),
     "failure": ("Failure",),
     "image.preprocess": ("ImageSource",),
     "index.index": ("Index", "IndexedImage"),
@@ -91,6 +97,7 @@ _HOMES = {
     "ranking": ("RankedImage", "RankedText"),
     "results": ("PairScores", "Progress", "ScoreMatrix"),
     "scorer": ("Scorer",),
+    "words": ("Word",),
 }
 
 

@@ -102,8 +102,12 @@ class JobScorer:
         tally: Tally,
         search: PrunedSearch | None = None,
         journal: Journal | None = None,
+        *,
+        tokens: bool = False,
     ) -> Iterator[tuple[Job, Scored]]:
         """Score each image against its job's texts, one batch of images at a time.
+
+        With `tokens`, which is of pair mode without a search, results have scores of tokens too.
 
         A journal's chunks are these batches, so a resumed run forms the same batches. It has the
         outcomes of lists as well, so the resumed run audits the same ones.
@@ -122,7 +126,7 @@ class JobScorer:
                 for (job, latent), known in zip(chunk, finite, strict=True)
                 if not isinstance(latent, ImageError) and known.any()
             ]
-            rows = self._score(scorable, texts, level, tally, search, journal)
+            rows = self._score(scorable, texts, level, tally, search, journal, tokens=tokens)
             for (job, latent), known in zip(chunk, finite, strict=True):
                 unscored = isinstance(latent, ImageError)
                 tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
@@ -176,6 +180,8 @@ class JobScorer:
         tally: Tally,
         search: PrunedSearch | None,
         journal: Journal | None,
+        *,
+        tokens: bool,
     ) -> Iterator[Scored]:
         """Score each job's latent at all levels, and average over the levels (Eq. 4).
 
@@ -209,8 +215,10 @@ class JobScorer:
             images, columns = image_of[part], text_of[part]
 
             def score() -> TextScores:
-                scores = self._pipeline.score(latent, texts, images, columns, level, tally.add)
-                return TextScores.of(scores)
+                pairs = (latent, texts, images, columns, level, tally.add)
+                if tokens:
+                    return TextScores.of(*self._pipeline.score_tokens(*pairs))
+                return TextScores.of(self._pipeline.score(*pairs))
 
             of = (latent[images[0] : images[-1] + 1], images - images[0], columns)
             (row,) = _known_or_scored(_counted(score, tally), [of], tally, len(level), journal)
@@ -447,15 +455,19 @@ def _known_or_scored(
 
 def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iterator[Scored]:
     """Split the parts of a chunk into scores per job, each once its scores are complete."""
-    waiting = np.empty(0, np.float32)
+    waiting, tokens = np.empty(0, np.float32), None
     counts = list(counts)
     for part in parts:
         assert isinstance(part.result, TextScores)
         waiting = np.concatenate([waiting, part.result.scores])
+        if (of_part := part.result.tokens) is not None:
+            tokens = of_part if tokens is None else np.concatenate([tokens, of_part])
         while counts and counts[0] <= len(waiting):
             size = counts.pop(0)
-            yield Scored(TextScores.of(waiting[:size]), size * levels)
+            of_job = None if tokens is None else tokens[:size]
+            yield Scored(TextScores.of(waiting[:size], of_job), size * levels)
             waiting = waiting[size:]
+            tokens = None if tokens is None else tokens[size:]
 
 
 def _fits(scored: Scored, job: Job) -> bool:

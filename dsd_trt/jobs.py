@@ -68,15 +68,19 @@ class TextScores:
     Attributes:
         scores: f of each text, float32 (texts,); NaN where there is no score.
         lost: True where the engine computed no finite f, bool (texts,).
+        tokens: scores of each text's tokens, float32 (texts, 77); None if they were not asked for.
     """
 
     scores: NDArray[np.float32]
     lost: NDArray[np.bool_]
+    tokens: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, scores: NDArray[np.float32]) -> TextScores:
+    def of(
+        cls, scores: NDArray[np.float32], tokens: NDArray[np.float32] | None = None
+    ) -> TextScores:
         """A row in which every NaN is a score the engine could not compute."""
-        return cls(scores, np.isnan(scores))
+        return cls(scores, np.isnan(scores), tokens)
 
     def spread(self, known: NDArray[np.bool_]) -> TextScores:
         """Scores of all texts; those that are not `known` get NaN."""
@@ -84,7 +88,11 @@ class TextScores:
             return self
         scores, lost = np.full(len(known), np.nan, np.float32), np.zeros(len(known), np.bool_)
         scores[known], lost[known] = self.scores, self.lost
-        return TextScores(scores, lost)
+        if self.tokens is None:
+            return TextScores(scores, lost)
+        tokens = np.full((len(known), self.tokens.shape[1]), np.nan, np.float32)
+        tokens[known] = self.tokens
+        return TextScores(scores, lost, tokens)
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,9 @@ def _plain(scored: Scored) -> dict[str, Any]:
         plain["lost"] = np.flatnonzero(lost).tolist()
     if scored.listed is not None:
         plain["listed"] = scored.listed
+    if (tokens := scored.result.tokens) is not None:
+        content = base64.b64encode(tokens.astype("<f4").tobytes()).decode()
+        plain["tokens"] = [tokens.shape[1], content]
     return plain
 
 
@@ -298,7 +301,12 @@ def _scored(plain: Mapping[str, Any]) -> Scored:
     listed = plain.get("listed")
     if listed not in (None, *get_args(Outcome)):
         raise ValueError(listed)
-    return Scored(TextScores(scores, lost), plain["passes"], listed)
+    tokens: NDArray[np.float32] | None = None
+    if "tokens" in plain:
+        width, content = plain["tokens"]
+        tokens = np.frombuffer(base64.b64decode(content), "<f4").astype(np.float32)
+        tokens = tokens.reshape(len(scores), width)
+    return Scored(TextScores(scores, lost, tokens), plain["passes"], listed)
 
 
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:

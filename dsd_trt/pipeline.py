@@ -21,7 +21,8 @@ from dsd_trt.batching import (
 )
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Precision
-from dsd_trt.bundle.folder import Bundle, is_large, weight_bytes
+from dsd_trt.bundle.folder import Bundle, is_large, weight_bytes, with_maps
+from dsd_trt.bundle.maps import NAME as MAPS
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
@@ -38,11 +39,13 @@ from dsd_trt.errors import EngineError
 from dsd_trt.log import get_logger, timed
 from dsd_trt.spans import span
 from dsd_trt.tokenizer import Tokenizer, Tokens
+from dsd_trt.words import Word
 
 logger = get_logger(__name__)
 
 Array = NDArray[Any]
 
+_OF_PLANS = ("tensorrt", "tensorrt-rtx")  # they run compiled plans, and there is none of maps
 _ENCODERS = ("image_encoder", "text_encoder")
 
 
@@ -222,15 +225,20 @@ class Pipeline:
                         self._engines.pop(other).close()
                         logger.info("closed the %s, which is not in use", other)
             if name not in self._engines:
-                graph = self._manifest.graphs[name]
+                files = with_maps(self._files) if name == MAPS else self._files
+                graph = files.manifest.graphs[name]
                 opened = f"opened the {name} on {self.backend.name}"
                 with timed(logger, opened), span("open", graph=name):
-                    engine = open_engine(self.backend, self._files, name)
+                    engine = open_engine(self.backend, files, name)
                 try:
                     if self.self_check and name not in self._checked:
                         checked = f"checked the {name} with stored results"
                         with timed(logger, checked), span("open", "self-check", graph=name):
-                            self.self_check.require(name, graph, engine, self._adapter)
+                            if name == MAPS:
+                                method = self._manifest.method
+                                self.self_check.require_maps(method, graph, engine, self._adapter)
+                            else:
+                                self.self_check.require(name, graph, engine, self._adapter)
                 except BaseException:
                     engine.close()
                     raise
@@ -245,6 +253,10 @@ class Pipeline:
             InputError: a text has no token that counts.
         """
         return self.encode_tokens(self._tokenize(texts))
+
+    def words(self, text: str) -> tuple[Word, ...]:
+        """Words of a text that count in its score; see `Tokenizer.words`."""
+        return self._tokenize.words(text)
 
     def encode_tokens(self, tokens: Tokens) -> EncodedTexts:
         """Encode one or more tokenised texts."""
@@ -298,8 +310,42 @@ class Pipeline:
         Raises:
             EngineError: the engine failed, or the unconditional text has no finite states.
         """
+        return _finite_or_nan(
+            self._score(latent, texts, image_of, text_of, levels, done, ())["score"]
+        )
+
+    def score_tokens(
+        self,
+        latent: Array,
+        texts: EncodedTexts,
+        image_of: NDArray[np.intp],
+        text_of: NDArray[np.intp],
+        levels: NDArray[np.int32],
+        done: Callable[[int], None] = lambda passes: None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score pairs and their tokens; arguments and errors are those of `score`.
+
+        Returns:
+            Scores of the pairs, (pairs,), and scores of their tokens, of which the attention score
+            is the mean over counted tokens, (pairs, 77); NaN where the result is not finite.
+        """
+        kept = ("token_scores",)
+        mean = self._score(latent, texts, image_of, text_of, levels, done, kept)
+        return _finite_or_nan(mean["score"]), _finite_or_nan(mean["token_scores"])
+
+    def _score(
+        self,
+        latent: Array,
+        texts: EncodedTexts,
+        image_of: NDArray[np.intp],
+        text_of: NDArray[np.intp],
+        levels: NDArray[np.int32],
+        done: Callable[[int], None],
+        kept: tuple[str, ...],
+    ) -> dict[str, NDArray[np.float64]]:
+        """Scores, averaged over levels, with other outputs of the pair scorer that are kept."""
         method = self._manifest.method
-        mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done)
+        mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done, kept)
         score = mean["score"]
         if self._manifest.has_denoising_error:
             # The unconditional error does not depend on the text: once per image in use.
@@ -313,7 +359,48 @@ class Pipeline:
             without = self._mean_over_levels(latent, unconditional, images, first, levels)
             d = without["denoising_error"][place] - mean["denoising_error"]
             score = d if method.score == "denoising" else score + method.denoising_weight * d
-        return _finite_or_nan(score)
+        return {**mean, "score": score}
+
+    def attention_maps(
+        self, latent: Array, texts: EncodedTexts, level: int
+    ) -> list[NDArray[np.float32]]:
+        """Maps that the score of one image and one text is pooled from, at one level.
+
+        Args:
+            latent: latent z of the image, (C, h, w).
+            texts: states and mask of one text.
+            level: index of the noise level.
+
+        Returns:
+            A of each scored layer, (heads, image_tokens, 77).
+
+        Raises:
+            InputError: the bundle has no maps graph.
+            EngineError: the engine has no form of the maps graph, failed, or computed values that
+                are not finite.
+        """
+        if not self.backend.reads_graphs or self.backend.name in _OF_PLANS:
+            raise EngineError(
+                f"{self.backend.name} opens no graph of attention maps: explain with another "
+                "engine, such as onnxruntime or openvino"
+            )
+        with self._in_use(MAPS) as engine:
+            feeds = {
+                "latent": latent[None],
+                "level": np.array([level], np.int32),
+                "text_states": texts.states,
+                "token_mask": texts.mask,
+                **self._adapter,
+            }
+            with span("U-Net pass", "maps"):
+                outputs = engine.run(feeds)
+        graph = with_maps(self._bundle).manifest.graphs[MAPS]
+        maps = [outputs[spec.name][0] for spec in graph.outputs]
+        if not all(np.isfinite(it).all() for it in maps):
+            used = engine.description
+            advice = precision_advice(self.backend, self._manifest.precision, self._bundle.folder)
+            raise EngineError(f"the attention maps have NaN or infinity ({used}). {advice}")
+        return maps
 
     def score_matrix(
         self,
@@ -400,15 +487,17 @@ class Pipeline:
         text_of: NDArray[np.intp],
         levels: NDArray[np.int32],
         done: Callable[[int], None] = lambda passes: None,
+        kept: tuple[str, ...] = (),
     ) -> dict[str, NDArray[np.float64]]:
-        """Outputs of the pair scorer, averaged over levels: (pairs,) each.
+        """Outputs of the pair scorer, averaged over levels: (pairs,), or (pairs, 77) of tokens.
 
-        A pair gets NaN if any of its outputs is not finite, token scores included, because engines
+        Outputs with a number for each pair are all there; others are, if they are to be kept. A
+        pair gets NaN if any of its outputs is not finite, token scores included, because engines
         treat NaN differently.
         """
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (pairs * levels,)
-        parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
+        parts: dict[str, list[Array]] = {it: [] for it in ("score", "denoising_error", *kept)}
         for rows in self._passes.cut(len(level)):
             with self._in_use("pair_scorer") as engine:
                 feeds = {
@@ -422,12 +511,13 @@ class Pipeline:
                     outputs = engine.run(feeds)
             finite = np.logical_and.reduce([finite_rows(values) for values in outputs.values()])
             for name in parts.keys() & outputs.keys():
-                parts[name].append(np.where(finite, outputs[name], np.nan))
+                parts[name].append(outputs[name].copy())
+                parts[name][-1][~finite] = np.nan
             done(len(level[rows]))
+        every = {name: np.concatenate(values) for name, values in parts.items() if values}
         return {
-            name: np.concatenate(values).reshape(-1, len(levels)).mean(axis=1, dtype=np.float64)
-            for name, values in parts.items()
-            if values
+            name: it.reshape(-1, len(levels), *it.shape[1:]).mean(axis=1, dtype=np.float64)
+            for name, it in every.items()
         }
 
 

@@ -201,12 +201,14 @@ class ScoredImage:
         errors: the image, texts or pairs that could not be scored.
         passes: number of scores at single noise levels, each of the image and one text: passes in
             pair mode. Walks that made lists are added.
+        tokens: scores of each text's tokens, float32 (texts, 77); None if they were not asked for.
     """
 
     image: str
     scores: NDArray[np.float32]
     errors: tuple[Failure, ...]
     passes: int
+    tokens: NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         size = counted(len(self.scores), "text")

@@ -19,6 +19,9 @@ from dsd_trt.bundle.probability import calibration_at, why_no_probability
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
+from dsd_trt.explained import explained
+from dsd_trt.explanation import Explanation
+from dsd_trt.failure import Failure
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import (
@@ -63,6 +66,7 @@ from dsd_trt.session import open_session
 from dsd_trt.signature import open_bundle
 from dsd_trt.text_cache import DEFAULT_MB, TextCache
 from dsd_trt.top_k import best_images, best_texts, search_images
+from dsd_trt.words import Word
 
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
@@ -346,6 +350,7 @@ class Scorer:
         *,
         best: int | None = None,
         error: float = ERROR,
+        tokens: bool = False,
     ) -> ScoreStream:
         """Score every image against every text, and yield the scores of each image when ready.
 
@@ -359,12 +364,14 @@ class Scorer:
             best: former name of `top_k`.
             error: accepted probability that an image loses one of its best texts, above 0 and at
                 most 0.5; for `top_k`.
+            tokens: whether to yield the scores of tokens too; in pair mode, without `top_k`.
 
         Returns:
             The images in order. Memory does not grow with their number.
 
         Raises:
-            InputError: an argument cannot be used, as for `score`.
+            InputError: an argument cannot be used, as for `score`; or `tokens` in matrix mode or
+                with `top_k`.
             EngineError: the engine cannot compute, as for `score`.
         """
         self._pipeline.require_usable()
@@ -375,6 +382,8 @@ class Scorer:
         top_k = former_top_k(top_k, best)
         level, search = self._level_indices(levels), None
         error = checked_error(error)
+        if self._checked_tokens(tokens) and top_k is not None:
+            raise InputError("a search scores no tokens: leave out top_k, or tokens")
         if top_k is not None:
             self._jobs.require_search(top_k)
             search = self._jobs.open_search("texts", level, top_k, error)
@@ -383,9 +392,10 @@ class Scorer:
 
         def rows() -> Iterator[ScoredImage]:
             given = given_alike(images, columns)
-            for job, it in self._jobs.run(given, encoded, level, tally, search, journal):
+            results = self._jobs.run(given, encoded, level, tally, search, journal, tokens=tokens)
+            for job, it in results:
                 failures = tuple(self._jobs.failures(job.name, texts, it.result))
-                yield ScoredImage(job.name, _scores(it, len(texts)), failures, it.passes)
+                yield _of_image(job.name, it, len(texts), failures)
             if journal:
                 journal.require_used()
 
@@ -433,6 +443,8 @@ class Scorer:
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
         journal: Journal | None = None,
+        *,
+        tokens: bool = False,
     ) -> PairStream:
         """Score given pairs, and yield the scores of each image's pairs when ready.
 
@@ -442,12 +454,13 @@ class Scorer:
             progress: callback `(done, total)`, in pairs, as for `score`.
             journal: record of the scores so far, as for `stream`. Several calls may share one: each
                 goes on where the one before it ended.
+            tokens: whether to yield the scores of tokens too; in pair mode.
 
         Returns:
             The images in the order of their first pair, each with the positions of its pairs.
 
         Raises:
-            InputError: an argument cannot be used, as for `score`.
+            InputError: an argument cannot be used, as for `score`; or `tokens` in matrix mode.
             EngineError: the engine cannot compute, as for `score`.
         """
         self._pipeline.require_usable()
@@ -457,6 +470,7 @@ class Scorer:
         for place, (image, _) in enumerate(pairs):
             places.setdefault(image_identity(image), []).append(place)
         level = self._level_indices(levels)
+        self._checked_tokens(tokens)
         tally = Tally(progress, len(pairs), len(level))
         encoded, errors = self._jobs.encode_texts(unique)
 
@@ -467,11 +481,11 @@ class Scorer:
                 yield Given(image, Job(name_of(image, at[0]), text_of[at]))
 
         def rows() -> Iterator[tuple[ScoredImage, list[int]]]:
-            results = self._jobs.run(given(), encoded, level, tally, journal=journal)
+            results = self._jobs.run(given(), encoded, level, tally, journal=journal, tokens=tokens)
             for at, (job, it) in zip(places.values(), results, strict=True):
                 of_image = [pairs[i][1] for i in at]
                 failures = tuple(self._jobs.failures(job.name, of_image, it.result))
-                yield ScoredImage(job.name, _scores(it, len(at)), failures, it.passes), at
+                yield _of_image(job.name, it, len(at), failures), at
 
         return PairStream(tuple(errors), rows())
 
@@ -601,6 +615,98 @@ class Scorer:
         stream = self.stream(images, texts, levels, progress, searched, error=error)
         return best_texts(stream, texts, top_k, self.calibration(levels), ids)
 
+    @overload
+    def explain(
+        self,
+        image: Scorable,
+        text: str,
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> Explanation: ...
+    @overload
+    def explain(
+        self,
+        image: Scorable,
+        text: list[str] | tuple[str, ...] | NDArray[np.str_] | NDArray[np.object_],
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> list[Explanation]: ...
+    def explain(
+        self,
+        image: Scorable,
+        text: str | list[str] | tuple[str, ...] | NDArray[np.str_] | NDArray[np.object_],
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> Explanation | list[Explanation]:
+        """Say which words the score of an image and a text comes from, and where they were found.
+
+        It runs the bundle's graph of attention maps once per level and pools the maps in numpy: the
+        score is that of `score`, to 1e-5 in FP32.
+
+        Args:
+            image: image, as an element of the images of `score`.
+            text: description, or a list of M descriptions of the image, which is then encoded once.
+            levels: noise levels to average over; None is all of the bundle's.
+            layer: scored layer that heat maps are of, by its index among the U-Net's
+                cross-attention layers; None is all of them, weighted as in the score.
+            head: head of a layer that heat maps are of; None is all of them.
+            level: noise level that heat maps are of; None is the mean over `levels`.
+
+        Returns:
+            The explanation; for a list of texts, one for each.
+
+        Raises:
+            ImageError: the image cannot be decoded or encoded.
+            InputError: an argument cannot be used, the scorer is in matrix mode, or the bundle has
+                no maps graph (`dsd-trt export --maps`).
+            EngineError: the engine cannot compute, as for `score`, or opens no maps graph.
+        """
+        one = isinstance(text, (str, bytes)) or not hasattr(text, "__len__")
+        texts = [checked_text(text, "text")] if one else checked_texts(text)
+        found = explained(
+            self._pipeline,
+            self._jobs,
+            self.bundle,
+            self.mode,
+            image,
+            texts,
+            self._level_indices(levels),
+            self.calibration(levels),
+            {"layer": layer, "head": head, "level": level},
+        )
+        return found[0] if one else found
+
+    def words(self, text: str) -> tuple[Word, ...]:
+        """Words of a text that count in its score, each with its tokens, in order.
+
+        Tokens of one word are those that the tokenizer split it into.
+
+        Args:
+            text: the text, as for `score`.
+
+        Raises:
+            InputError: it is no text, or has no token that counts.
+        """
+        return self._pipeline.words(checked_text(text, "text"))
+
+    def _checked_tokens(self, tokens: bool) -> bool:
+        """Whether scores of tokens are asked for, which matrix mode does not have."""
+        if checked_flag(tokens, "tokens") and self.mode == "matrix":
+            raise InputError(
+                "matrix mode computes no scores of tokens: open the scorer with mode 'pair', or "
+                "leave out tokens"
+            )
+        return tokens
+
     @staticmethod
     def _checked_top_k(top_k: int | None, prune: bool) -> int | None:
         checked_flag(prune, "prune")
@@ -671,6 +777,12 @@ class Scorer:
         """
         used, folder = self._levels(levels), str(self.bundle.folder)
         return why_no_probability(self.manifest, self.mode, used, folder, self.rounding)
+
+
+def _of_image(name: str, scored: Scored, texts: int, failures: tuple[Failure, ...]) -> ScoredImage:
+    """What a stream yields of one image."""
+    tokens = None if isinstance(scored.result, ImageError) else scored.result.tokens
+    return ScoredImage(name, _scores(scored, texts), failures, scored.passes, tokens)
 
 
 def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:

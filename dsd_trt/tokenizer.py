@@ -16,6 +16,7 @@ from dsd_trt.bundle.method import TokenMask
 from dsd_trt.errors import BundleError, InputError, counted, one_line
 from dsd_trt.files.schema import parse_json, read_text
 from dsd_trt.log import get_logger
+from dsd_trt.words import END, PADDING, START, Token, Word
 
 logger = get_logger(__name__)
 
@@ -111,6 +112,44 @@ class Tokenizer:
             logger.warning("%s too long as well: their first tokens alone count", others)
         self._require_rows(input_ids)
         return Tokens(input_ids.astype(np.int32), mask)
+
+    def words(self, text: str) -> tuple[Word, ...]:
+        """Words of a text that count in its score, each with its tokens, in order.
+
+        Tokens of one word are those that the tokenizer split it into, such as those of a word that
+        its vocabulary lacks. Punctuation marks are words of their own.
+
+        Raises:
+            InputError: the token mask leaves no token of the text.
+            BundleError: under the conditions of calling the tokenizer.
+        """
+        counted = self([text]).mask[0] > 0
+        with _own_errors():
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        parts: dict[object, list[int]] = {}  # places of the tokens of each word
+        for place in range(min(len(encoding.ids), self._spec.max_length - 2)):
+            if counted[place + 1]:
+                word = encoding.word_ids[place]
+                parts.setdefault(("token", place) if word is None else word, []).append(place)
+        words = [
+            Word(
+                text[encoding.offsets[own[0]][0] : encoding.offsets[own[-1]][1]],
+                tuple(Token(encoding.tokens[it], it + 1) for it in own),
+            )
+            for own in parts.values()
+        ]
+        end = 1 + min(len(encoding.ids), self._spec.max_length - 2)
+        if counted[end]:
+            words.append(self._special(END, self._spec.eos_id, [end]))
+        if counted[0]:
+            words.insert(0, self._special(START, self._spec.bos_id, [0]))
+        if padded := [it for it in range(end + 1, len(counted)) if counted[it]]:
+            words.append(self._special(PADDING, self._spec.pad_id, padded))
+        return tuple(words)
+
+    def _special(self, name: str, token: int, places: Sequence[int]) -> Word:
+        text = self._tokenizer.id_to_token(token) or name
+        return Word(name, tuple(Token(text, it) for it in places), special=True)
 
     def _require_rows(self, input_ids: NDArray[np.int64]) -> None:
         """Refuse ids without an embedding row: engines would use zeros or lose the whole batch."""

@@ -16,6 +16,7 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.errors import ModelError
 from dsd_trt.export.fused_attention import DOMAIN, fuse_self_attentions
 from dsd_trt.export.fused_group_norm import fuse_group_norms
+from dsd_trt.export.onnx_file import drop_unread
 from dsd_trt.export.settings import CudaForm
 
 _FORMED = ("image_encoder", "pair_scorer", "matrix_scorer")  # a text has too few tokens to matter
@@ -53,7 +54,7 @@ def cuda_form(model: onnx.ModelProto, name: str, fuse: CudaForm) -> onnx.ModelPr
         )
     if not any(fused.values()):
         return None
-    _drop_unread(form.graph)
+    drop_unread(form.graph)
     form.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return form
 
@@ -67,19 +68,3 @@ def in_cuda_form(bundle: Bundle) -> Bundle:
         for name, graph in manifest.graphs.items()
     }
     return replace(bundle, manifest=replace(manifest, graphs=graphs, cuda_form=None))
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove nodes, constants and types of values that nothing reads any more."""
-    read = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if not read.isdisjoint(node.output):
-            read.update(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    for values in (graph.initializer, graph.value_info):
-        still = [it for it in values if it.name in read]
-        del values[:]
-        values.extend(still)

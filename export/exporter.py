@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 
 from dsd_trt.bundle.folder import Bundle, file_entry, files_in, write_manifest
 from dsd_trt.bundle.manifest import Bfloat16, check_manifest
+from dsd_trt.bundle.maps import Maps
 from dsd_trt.export.adapter_input import write_adapter_input
 from dsd_trt.export.bfloat16 import measure_bfloat16, why_unmeasured
 from dsd_trt.export.calibration import without_shifted
@@ -18,6 +19,7 @@ from dsd_trt.export.cuda_form import cuda_form, form_name
 from dsd_trt.export.describe import TOKENIZER_NAME
 from dsd_trt.export.estimate import Estimate, estimate, memory_of_bfloat16
 from dsd_trt.export.folder import check_replaceable, check_room, staged
+from dsd_trt.export.maps import require_same_score, write_maps
 from dsd_trt.export.model_card import CARD_NAME, write_card
 from dsd_trt.export.modules import drop_weights
 from dsd_trt.export.onnx_file import save_graph, stamp
@@ -72,6 +74,7 @@ def export_bundle(
     check_room(out, sum(path.stat().st_size for path in checkpoint.weight_files.values()))
     expect(estimate(recipe))
     forms: dict[str, str] = {}
+    maps: Maps | None = None
     with staged(out, force=force) as (folder, scratch):
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
@@ -84,6 +87,8 @@ def export_bundle(
                 if fuse and (form := cuda_form(model, name, fuse)) is not None:
                     forms[name] = form_name(graph.file)
                     save_graph(form, folder / forms[name])
+                if settings.maps and name == "pair_scorer":
+                    maps = write_maps(model, manifest, folder)
                 drop_weights(module)
                 del module
                 release_freed_memory()
@@ -105,9 +110,13 @@ def export_bundle(
         checkpoint.forget()
 
         files = files_in(folder, known={WEIGHTS_NAME: weights.entry})
-        manifest = replace(manifest, files=files, self_check=self_check, cuda_form=forms or None)
+        manifest = replace(
+            manifest, files=files, self_check=self_check, cuda_form=forms or None, maps=maps
+        )
         # Written twice: the check opens the bundle as users do, and its figures are added below.
         bundle = write_manifest(folder, manifest)
+        if maps is not None:
+            require_same_score(bundle)
         parity = NOT_COMPARED
         if compared:
             parity = check_parity(bundle, expected, recipe, scratch, stage)

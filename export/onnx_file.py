@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.files.schema import to_plain
 
@@ -35,6 +36,30 @@ def stamp(model: onnx.ModelProto, name: str, manifest: Manifest) -> None:
     helper.set_model_props(
         model, {METADATA_PREFIX + key: json.dumps(value) for key, value in plain.items()}
     )
+
+
+def stamp_graph(model: onnx.ModelProto, name: str, graph: Graph) -> None:
+    """Write another graph's signature into the metadata of a stamped graph, changed in place."""
+    key = METADATA_PREFIX + "graph"
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = json.dumps({"name": name, **to_plain(graph)})
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes, constants and types of values that nothing reads any more."""
+    read = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if not read.isdisjoint(node.output):
+            read.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    for values in (graph.initializer, graph.value_info):
+        still = [it for it in values if it.name in read]
+        del values[:]
+        values.extend(still)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

@@ -217,7 +217,9 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     files |= {
         file: file_entry(folder / file) for file in (*written, *([FILE_NAME] if check else []))
     }
-    return write_manifest(folder, replace(manifest, precision="fp32", graphs=graphs, files=files))
+    return write_manifest(
+        folder, replace(manifest, precision="fp32", graphs=graphs, files=files, maps=None)
+    )
 
 
 def measured_tolerance(manifest: Manifest, measured: Iterable[float | None]) -> float:

@@ -53,6 +53,7 @@ class ExportSettings:
             writes no forms.
         bf16: whether to measure what BF16 does to the scores, where this machine computes in it;
             None measures it for small U-Nets, where it takes seconds.
+        maps: whether to export the maps graph too, which explanations are made from.
     """
 
     model: str = EMBEDDED
@@ -70,6 +71,7 @@ class ExportSettings:
     query_pool: int = 1
     cuda_form: CudaForm | None = None
     bf16: bool | None = None
+    maps: bool = False
 
     def __post_init__(self) -> None:
         """Refuse malformed settings, before anything is opened.
@@ -112,6 +114,11 @@ def require_consistent(settings: ExportSettings, file: AdapterFile | None) -> No
         raise InputError('the score "released" has layers of its own: omit --score-layers')
     if settings.adapter_input:
         _require_input(file)
+    if settings.maps and score != "attention":
+        raise InputError(
+            f'--maps shows what the score "attention" reads, and this one is "{score}": leave out '
+            "--maps, or give --score attention"
+        )
     if not wants_matrix(settings, None if adapter is None else adapter.mode):
         if settings.query_pool > 1:
             raise InputError("--query-pool is of the matrix scorer: add --matrix, or leave it out")

@@ -2,11 +2,13 @@
 
 python tools/embed_model.py RUN
 python tools/embed_model.py --imitated ADAPTER
+python tools/embed_model.py --maps
 
 RUN is embedded with its adapter, for which token heads and lists are made as by `dsd-trt imitate
 --data shapes-edits --measure-on shapes-refcocog`. --imitated gives the embedded adapter the token
 heads and lists of ADAPTER, which that command made of it with options of your own, such as a
-greater --limit. Pair mode stays as it is to the bit.
+greater --limit. Pair mode stays as it is to the bit. --maps gives the embedded bundle the graph of
+its attention maps, if it has none, and leaves all other files as they are.
 
 Writes dsd_trt/data/shapes-model, dsd_trt/data/shapes-bundle, and of a run docs/shapes-losses.png
 and docs/shapes-samples.png. The card has two sets of figures. Those on scenes of the generator come
@@ -28,8 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt import Scorer
+from dsd_trt.bundle.folder import read_bundle
 from dsd_trt.errors import DsdError
 from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.maps import add_maps
 from dsd_trt.export.settings import ExportSettings
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.train.diffusion.place import EMBEDDED, embedded_model_folder, find_place
@@ -155,7 +159,7 @@ def replace_embedded(model: Path, adapter: Adapter, card: str) -> str:
         adapter.save(fresh / "adapter")
         (fresh / CARD).write_text(card, encoding="utf-8")
     own = find_place(EMBEDDED).own_adapter
-    export_bundle(ExportSettings(EMBEDDED, own, matrix=True), BUNDLE, force=True)
+    export_bundle(ExportSettings(EMBEDDED, own, matrix=True, maps=True), BUNDLE, force=True)
     return card
 
 
@@ -167,9 +171,12 @@ def main() -> None:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of the run")
     given.add_argument("--imitated", type=Path, metavar="ADAPTER", help="folder of the adapter")
+    given.add_argument("--maps", action="store_true", help="add the graph of the attention maps")
     arguments = parser.parse_args()
     try:
-        if arguments.imitated is not None:
+        if arguments.maps:
+            print(add_maps(read_bundle(BUNDLE)).path("maps.onnx"))
+        elif arguments.imitated is not None:
             print(embed_imitated(arguments.imitated))
         else:
             print(embed(arguments.run, read_training(arguments.run)))

@@ -17,9 +17,11 @@ from types import MappingProxyType
 from dsd_trt.bundle.external_data import external_files
 from dsd_trt.bundle.fields import require
 from dsd_trt.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest
+from dsd_trt.bundle.maps import NAME as MAPS
+from dsd_trt.bundle.maps import maps_graph, why_no_maps
 from dsd_trt.bundle.others import other_folder
 from dsd_trt.bundle.snapshot import Snapshot
-from dsd_trt.errors import BundleError, counted
+from dsd_trt.errors import BundleError, InputError, counted
 from dsd_trt.files.lfs import POINTER, is_pointer_file
 from dsd_trt.files.names import stays_inside
 from dsd_trt.files.schema import read_text
@@ -149,6 +151,25 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def with_maps(bundle: Bundle) -> Bundle:
+    """The same bundle with the maps graph among the graphs that a backend can open, by `maps.NAME`.
+
+    Raises:
+        InputError: it has none; the message says how to get one.
+    """
+    manifest = bundle.manifest
+    if (maps := manifest.maps) is None:
+        if (why := why_no_maps(manifest.method)) is not None:
+            raise InputError(f"scores of the bundle {bundle.folder} cannot be explained: {why}")
+        raise InputError(
+            f"the bundle {bundle.folder} has no graph of its attention maps. Export it again with "
+            "one: dsd-trt export --maps --out BUNDLE"
+        )
+    graph = maps_graph(maps, manifest.method, manifest.graphs["pair_scorer"])
+    graphs = {**manifest.graphs, MAPS: graph}
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, graphs=graphs))
+
+
 def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> None:
     """Verify that every file lies in the bundle's folder or its Hub snapshot, and is unaltered.
 
@@ -203,10 +224,11 @@ def _check_named_files(manifest: Manifest) -> None:
 
 
 def _graph_files(manifest: Manifest) -> list[tuple[str, str]]:
-    """Field and file of every graph and of every graph's form for CUDA."""
+    """Field and file of every graph, of every graph's form for CUDA, and of the maps graph."""
     return [
         *((f"graphs.{name}.file", graph.file) for name, graph in manifest.graphs.items()),
         *((f"cuda_form.{name}", file) for name, file in (manifest.cuda_form or {}).items()),
+        *([("maps.file", manifest.maps.file)] if manifest.maps else []),
     ]
 
 

@@ -18,6 +18,7 @@ from dsd_trt.bundle.contract import (
 )
 from dsd_trt.bundle.fields import check_size, require
 from dsd_trt.bundle.lists import Lists, check_lists
+from dsd_trt.bundle.maps import Maps, check_maps
 from dsd_trt.bundle.method import Method, Mode, check_method
 from dsd_trt.errors import BundleError, counted
 from dsd_trt.files.names import is_file_name
@@ -228,6 +229,8 @@ class Manifest:
         cuda_form: file of a graph's form for ONNX Runtime on CUDA, by the graph's name. It has the
             graph's inputs, outputs and weights, with operators fused that have kernels there. None
             unless the export was asked for it.
+        maps: the graph of the maps that the score is pooled from; None unless the export was asked
+            for it.
         bfloat16: what BF16 does to scores, by mode, as measured at export; None in older bundles,
             and where the exporting machine could not measure it.
         parity: figures of the export's parity report, free-form.
@@ -244,6 +247,7 @@ class Manifest:
     adapter: AdapterInput | None = None
     self_check: SelfCheckSpec | None = field(default=None, metadata={"optional": True})
     cuda_form: Mapping[str, str] | None = field(default=None, metadata={"optional": True})
+    maps: Maps | None = field(default=None, metadata={"optional": True})
     bfloat16: Mapping[str, Bfloat16] | None = field(default=None, metadata={"optional": True})
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -258,6 +262,8 @@ class Manifest:
         if self.self_check is not None:
             serving.add(self.self_check.file)
         serving.update((self.cuda_form or {}).values())
+        if self.maps is not None:
+            serving.add(self.maps.file)
         return tuple(
             sorted(it for it in self.files if it not in serving and not it.endswith(".md"))
         )
@@ -385,6 +391,8 @@ def check_manifest(manifest: Manifest) -> None:
         changes, where = measured.winner_changes, f"bfloat16.{mode}"
         require(0 <= changes <= 0.5, f"{where}.winner_changes", "must lie between 0 and 0.5")
         require(measured.difference >= 0, f"{where}.difference", "is negative")
+    if manifest.maps is not None:
+        check_maps(manifest.maps, manifest.method)
     for name in manifest.cuda_form or {}:
         require(name in manifest.graphs, f"cuda_form.{name}", "is no graph of the bundle")
     _check_ids(manifest.tokenizer)

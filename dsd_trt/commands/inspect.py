@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsd_trt.bundle.lists import RULE
+from dsd_trt.bundle.maps import why_no_maps
 from dsd_trt.commands.options import signature_option, table_format_option
 from dsd_trt.errors import BundleError, counted
 
@@ -224,7 +225,11 @@ def _files(facts: BundleFacts) -> _Rows:
 
 def _engines(facts: BundleFacts) -> _Rows:
     form = ", ".join(facts.manifest.cuda_form or {}) or "none: dsd-trt export --cuda-form"
-    rows = [("form for CUDA", form)]
+    maps = facts.manifest.maps
+    shown = (
+        maps.file if maps else why_no_maps(facts.manifest.method) or "none: dsd-trt export --maps"
+    )
+    rows = [("form for CUDA", form), ("attention maps", shown)]
     if not facts.plans:
         rows.append(("TensorRT plans", f"none: dsd-trt build {_quoted(facts.folder)}"))
         return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dsd_trt.commands.output import Record
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NUMBERS = ("score", "probability")
 PAIRS = (*NUMBERS, "error")
 """Columns that are added to each row of a table of pairs."""
+WORDS = "words"
+"""Column of the words of a text, each with its score and its tokens."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Layout:
             values[self.names[self.embedded]] = record.image or None
         for name in self.added:
             value = getattr(record, name)
+            if name == WORDS and value is not None:
+                value = [word.to_plain() for word in value]
             missing = isinstance(value, float) and math.isnan(value)
             values[name] = None if missing else value
         return values
@@ -71,6 +75,11 @@ class Layout:
 
 MATRIX = Layout(("image", "text", *NUMBERS))
 """Columns of the scores of images and texts."""
+
+
+def with_words(layout: Layout) -> Layout:
+    """The same columns, and the one of words."""
+    return replace(layout, added=(*layout.added, WORDS))
 
 
 def _distinct_from(added: Sequence[str], columns: Sequence[str]) -> dict[str, str]:

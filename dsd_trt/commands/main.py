@@ -37,6 +37,9 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "score": Subcommand("dsd_trt.commands.score:score", "Score images against texts."),
+    "explain": Subcommand(
+        "dsd_trt.commands.explain:explain", "Show which words a score comes from, and where."
+    ),
     "filter": Subcommand(
         "dsd_trt.commands.filter:filter_pairs", "Keep the pairs whose text describes the image."
     ),

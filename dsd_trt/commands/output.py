@@ -24,6 +24,8 @@ from dsd_trt.tables.row import TableRow
 if TYPE_CHECKING:
     import numpy as np
 
+    from dsd_trt.words import Word
+
 
 @dataclass(frozen=True)
 class Record:
@@ -37,6 +39,7 @@ class Record:
         error: why the pair has no score; None if it has one.
         reason: why a filter drops the pair; None if it does not.
         row: row of the table that the pair comes from.
+        words: words of the text with the scores of their tokens; None if they were not asked for.
     """
 
     image: str
@@ -46,6 +49,7 @@ class Record:
     error: str | None = None
     reason: str | None = None
     row: TableRow | None = field(default=None, compare=False)
+    words: tuple[Word, ...] | None = field(default=None, compare=False)
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.commands.layout import MATRIX, NUMBERS, Layout
+from dsd_trt.commands.layout import MATRIX, NUMBERS, WORDS, Layout
 from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.files.whole import whole
@@ -58,7 +58,7 @@ def write_parquet(output: str, records: Iterable[Record], layout: Layout = MATRI
     from pyarrow.parquet import ParquetWriter
 
     passed = _passed(layout.table, layout.names)
-    kinds = [pyarrow.float32() if name in NUMBERS else pyarrow.string() for name in layout.added]
+    kinds = [_kind(name) for name in layout.added]
     fields = [it.field for it in passed]
     fields += [pyarrow.field(*it) for it in zip(layout.added, kinds, strict=True)]
     schema = pyarrow.schema(fields, _metadata(layout.table))
@@ -182,8 +182,23 @@ def _arrays(block: Sequence[Record], passed: Sequence[_Column]) -> list[Any]:
     return arrays
 
 
+def _kind(name: str) -> Any:
+    """Arrow type of an added column."""
+    import pyarrow
+
+    if name in NUMBERS:
+        return pyarrow.float32()
+    if name != WORDS:
+        return pyarrow.string()
+    score = ("score", pyarrow.float32())
+    tokens = pyarrow.list_(pyarrow.struct([("token", pyarrow.string()), score]))
+    return pyarrow.list_(pyarrow.struct([("word", pyarrow.string()), score, ("tokens", tokens)]))
+
+
 def _added(value: object) -> object:
     """A value of an added column, null for NaN."""
+    if isinstance(value, tuple):
+        return [word.to_plain() for word in value]
     return None if value != value else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.commands.formats import FORMATS, Streamed
-from dsd_trt.commands.layout import MATRIX, Layout
+from dsd_trt.commands.layout import MATRIX, PAIRS, WORDS, Layout, with_words
 from dsd_trt.commands.output import LineFile, Record, shortest, top_texts
 from dsd_trt.errors import InputError, cut
 from dsd_trt.image.files import printable
@@ -24,6 +25,7 @@ from dsd_trt.results import Failure, Progress, ScoredImage
 from dsd_trt.scorer import Scorer
 from dsd_trt.tables.parquet import ArrowValues
 from dsd_trt.tables.row import TableRow
+from dsd_trt.words import Word, scored_words
 
 By = Literal["image", "text"]
 
@@ -37,6 +39,7 @@ def to_records(
     pairs: Iterable[tuple[str, str]],
     scores: NDArray[np.float32],
     probabilities: NDArray[np.float32],
+    words: Sequence[tuple[Word, ...] | None] | None = None,
 ) -> list[Record]:
     """Records of all pairs that have a score.
 
@@ -44,16 +47,19 @@ def to_records(
         pairs: image and text of each score, in order.
         scores: scores of any shape, NaN for pairs without one.
         probabilities: match probabilities, of the same shape; NaN where there are none.
+        words: words of each pair's text with their scores; None if they were not asked for.
     """
+    of_pairs = itertools.repeat(None, scores.size) if words is None else words
     return [
         Record(
             printable(image),
             text,
             shortest(score),
             None if np.isnan(probability) else shortest(probability),
+            words=of_pair,
         )
-        for (image, text), score, probability in zip(
-            pairs, scores.ravel(), probabilities.ravel(), strict=True
+        for (image, text), score, probability, of_pair in zip(
+            pairs, scores.ravel(), probabilities.ravel(), of_pairs, strict=True
         )
         if not np.isnan(score)
     ]
@@ -73,6 +79,7 @@ class GridRecords:
         prune: whether to stop scoring a text once it can no longer reach the top K.
         by: "image", or "text" for the `top_k` best images of each text, all at the end.
         error: accepted probability that an image loses one of its best texts, with `prune`.
+        tokens: whether records have the words of their texts; not with `prune` or by "text".
 
     Attributes:
         layout: columns of the output.
@@ -97,12 +104,15 @@ class GridRecords:
         prune: bool,
         by: By = "image",
         error: float = ERROR,
+        *,
+        tokens: bool = False,
     ) -> None:
         self._top_k, self._prune, self._by, self.texts = top_k, prune, by, texts
         searched = top_k if prune else None
-        self.layout = MATRIX
+        self.layout = with_words(MATRIX) if tokens else MATRIX
+        self._words = [scorer.words(text) for text in texts] if tokens else None
         self._stream = scorer.stream(
-            images, texts, levels, progress, searched, journal, error=error
+            images, texts, levels, progress, searched, journal, error=error, tokens=tokens
         )
         self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
@@ -119,7 +129,11 @@ class GridRecords:
                 self.first.append(image.scores)
             probabilities = match_probability(image.scores, self._calibration)
             pairs = [(image.image, text) for text in self.texts]
-            records = to_records(pairs, image.scores, probabilities)
+            words = None
+            if self._words is not None and image.tokens is not None:
+                rows = zip(self._words, image.tokens, strict=True)
+                words = [scored_words(of_text, scores) for of_text, scores in rows]
+            records = to_records(pairs, image.scores, probabilities, words)
             self.scored += len(records)
             yield top_texts(records, self._top_k) if self._top_k else records
 
@@ -158,7 +172,8 @@ class PairRecords:
 
     def __init__(self, run: PairRun, top_k: int | None = None, by: By = "image") -> None:
         self.run, self._top_k, self._by = run, top_k, by
-        self.layout = Layout.passing(run.survey.source)
+        added = (*PAIRS, WORDS) if run.tokens else PAIRS
+        self.layout = Layout.passing(run.survey.source, added)
         self.errors: list[Failure] = []
 
     @property
@@ -200,7 +215,8 @@ class PairRecords:
             self.errors.append(Failure(name, error, cut(text) or None))
         score = shortest(self.run.scores[number])
         likely = None if np.isnan(probability) else shortest(probability)
-        return Record(image, text, score, likely, error, row=row)
+        words = self.run.words(number)
+        return Record(image, text, score, likely, error, row=row, words=words)
 
     def _best(self, top_k: int) -> list[Record]:
         """The best rows of each image or text, best first, in order of their first row."""

@@ -94,6 +94,12 @@ Examples:
     "agree.",
 )
 @click.option(
+    "--tokens",
+    is_flag=True,
+    help="Also the score of every word, with its tokens: column words. In pair mode, without "
+    "--prune, and without --by text unless --pairs is given.",
+)
+@click.option(
     "--tune",
     **setting("TUNE"),
     is_flag=True,
@@ -136,6 +142,7 @@ def score(
     prune: bool,
     error: float | None,
     check_prune: int | None,
+    tokens: bool,
     tune: bool,
     form: str | None,
     output: str,
@@ -155,6 +162,7 @@ def score(
     if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
         form = format_of(output, form or "table")
     _require_consistent(pairs, top_k, by, prune, error, check_prune)
+    _require_tokens(tokens, pairs, by, prune)
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
     if pairs and paths:
@@ -186,7 +194,9 @@ def score(
 
     unreadable: tuple[Failure, ...] = ()
     opening.require_possible()  # before images, texts or pairs are read
-    require_bundle(bundle, mode, levels)
+    described = require_bundle(bundle, mode, levels)
+    if tokens and described[1] == "matrix":
+        raise InputError("matrix mode computes no scores of tokens: give --mode pair with --tokens")
     if pairs:
         source = open_pairs(pairs, table, columns, images_at, text_field)
         refuse_output(output, source)
@@ -206,6 +216,7 @@ def score(
         "prune": "yes" if prune else "no",
         "error": str(error),
         "format": form,
+        **({"tokens": "yes"} if tokens else {}),  # journals of earlier versions have no such key
     }
     if pairs:
         run = describe_run(scorer, survey, [], settings)
@@ -220,7 +231,7 @@ def score(
             saying_how_to_go_on(journal, output, run),
         ):
             if pairs:
-                pair_run = PairRun(scorer, survey, levels, progress, journal)
+                pair_run = PairRun(scorer, survey, levels, progress, journal, tokens=tokens)
                 result = PairRecords(pair_run, top_k, by or "image")
                 report_renamed(result.layout, source)
             else:
@@ -235,6 +246,7 @@ def score(
                     prune,
                     by or "image",
                     error,
+                    tokens=tokens,
                 )
             grid = pairs is None and top_k is None
             write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
@@ -273,6 +285,19 @@ def _require_consistent(
         raise InputError("--check-prune is for --prune: give both")
     if error is not None and not prune:
         raise InputError("--error is for --prune: give both")
+
+
+def _require_tokens(
+    tokens: bool, pairs: Path | None, by: Literal["image", "text"] | None, prune: bool
+) -> None:
+    """Refuse scores of tokens where there are none, or where they would be held for all images."""
+    if tokens and prune:
+        raise InputError("--prune scores most texts at some levels only: leave out --tokens")
+    if tokens and by == "text" and not pairs:
+        raise InputError(
+            "--tokens is of the texts of an image: leave out --by text, or score the best pairs "
+            "again with --pairs and --tokens"
+        )
 
 
 def _require_images_and_texts(paths: tuple[str, ...]) -> None:

@@ -36,7 +36,7 @@ def to_table(
     texts = list(dict.fromkeys(record.text for record in records))
     if not records:
         return ""
-    if not grid:
+    if not grid or records[0].words is not None:
         table = _list(records, names)
     elif _grid_width(names.values(), texts) <= width:
         table = _grid(records, names, texts)
@@ -91,6 +91,9 @@ def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
     likely = any(record.probability is not None for record in records)
     if likely:
         table.add_column("Prob.", justify="right", no_wrap=True)
+    worded = any(record.words is not None for record in records)
+    if worded:
+        table.add_column("Words")
     previous = None
     for record in records:
         table.add_row(
@@ -98,6 +101,7 @@ def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
             Text(record.text, style="bold green" if record in best else ""),
             _score(record, best),
             *([_probability(record)] if likely else []),
+            *([_words(record)] if worded else []),
         )
         previous = record.image
     return table
@@ -122,6 +126,19 @@ def _score(record: Record, best: set[Record]) -> Text:
     if record in best:
         return Text(f"* {record.score:.4f}", style="bold green")
     return Text(f"{record.score:.4f}")
+
+
+def _words(record: Record) -> Text:
+    """Words with their scores, the highest one marked."""
+    words = record.words or ()
+    highest = max((it.score for it in words if not it.special), default=math.nan)
+    shown = Text()
+    for place, it in enumerate(words):
+        marked = not it.special and it.score == highest
+        shown.append("  " if place else "").append(
+            f"{it.text}\u00a0{it.score:.3f}", style="bold" if marked else ""
+        )
+    return shown
 
 
 def _probability(record: Record) -> str:

@@ -13,8 +13,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.attention import pooled_tokens
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.maps import NAME as MAPS
+from dsd_trt.bundle.method import Method
 from dsd_trt.engine import Engine, EngineDescription
 from dsd_trt.errors import BundleError, EngineError
 from dsd_trt.files.regular import open_regular
@@ -102,14 +105,40 @@ class SelfCheck:
         Raises:
             EngineError: a result differs, or the engine fails; the message has both numbers.
         """
-        allowed = tolerance_of(engine.description, self.tolerance)
         for it in self.differences(name, graph, engine, fed):
-            if not it.relative <= allowed:
-                raise EngineError(
-                    f"{engine.description}: self-check of the {name.replace('_', ' ')}: {it.place} "
-                    f"is {it.got:.6g} instead of {it.expected:.6g} (allowed is a difference of "
-                    f"{allowed:g} of the largest). {ADVICE}"
-                )
+            self._require(engine, name, it)
+
+    def _require(self, engine: Engine, name: str, it: Difference) -> None:
+        allowed = tolerance_of(engine.description, self.tolerance)
+        if not it.relative <= allowed:
+            raise EngineError(
+                f"{engine.description}: self-check of the {name.replace('_', ' ')}: {it.place} "
+                f"is {it.got:.6g} instead of {it.expected:.6g} (allowed is a difference of "
+                f"{allowed:g} of the largest). {ADVICE}"
+            )
+
+    def require_maps(
+        self, method: Method, graph: Graph, engine: Engine, fed: Mapping[str, Array]
+    ) -> None:
+        """Refuse an engine whose maps do not pool to the reference's token scores.
+
+        Args:
+            method: method of the bundle.
+            graph: declared inputs and outputs of the maps graph.
+            engine: engine that has compiled the graph.
+            fed: inputs of the pair scorer besides the pairs, such as an adapter.
+
+        Raises:
+            EngineError: a score differs, or the engine fails; the message has both numbers.
+        """
+        maps = self.computed("pair_scorer", graph, engine, fed)
+        mask, expected = (
+            self.tensors[f"pair_scorer.{it}"] for it in ("token_mask", "token_scores")
+        )
+        in_order = [maps[spec.name] for spec in graph.outputs]
+        self._require(
+            engine, MAPS, _largest("score", pooled_tokens(in_order, method, mask), expected)
+        )
 
     def differences(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]

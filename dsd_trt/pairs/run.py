@@ -15,6 +15,7 @@ from dsd_trt.match_probability import match_probability
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
+from dsd_trt.words import Word, scored_words
 
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
@@ -34,9 +35,11 @@ class PairRun:
         levels: noise levels to average over; None is all of the bundle's.
         progress: callback `(done, total)`, in distinct pairs.
         journal: record of the scores so far, as for `Scorer.stream`.
+        tokens: whether the scores of tokens are wanted too; memory then grows with the pairs.
 
     Attributes:
         survey: pairs to score, with equal ones found.
+        tokens: whether the scores of tokens are wanted too.
         calibration: (a, b) of the match probability; None if none were fitted.
         scores: f of each pair, float32 (pairs,); NaN where there is none, or none yet.
         computed: number of distinct pairs that have a score so far.
@@ -51,6 +54,8 @@ class PairRun:
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
         journal: Journal | None = None,
+        *,
+        tokens: bool = False,
     ) -> None:
         self.survey = survey
         self.scores: NDArray[np.float32] = np.full(survey.count, np.nan, np.float32)
@@ -58,6 +63,8 @@ class PairRun:
         self._scorer, self._levels, self._journal = scorer, levels, journal
         self.calibration = scorer.calibration(levels)
         self._progress = progress
+        self.tokens = tokens
+        self._tokens = dict[int, NDArray[np.float32]]()  # by place
         self._errors = dict(survey.errors)
         self._known = survey.image_of < 0  # pairs whose outcome is known
         output = scorer.manifest.graphs["text_encoder"].outputs[0]
@@ -92,6 +99,14 @@ class PairRun:
         """Why a row has no score; None if it has one."""
         return self._errors.get(int(self.survey.first[row]))
 
+    def words(self, row: int) -> tuple[Word, ...] | None:
+        """Words of a row's text with their scores; None without a score, or if not wanted."""
+        place = int(self.survey.first[row])
+        if place not in self._tokens:
+            return None
+        _, text = self.survey.pair(place)
+        return scored_words(self._scorer.words(text), self._tokens[place])
+
     def _windows(self) -> Iterator[list[int]]:
         """Places of the pairs of each window."""
         window, texts = list[int](), set[int]()
@@ -122,14 +137,19 @@ class PairRun:
                 pairs.append((image, text))
                 places.append(place)
         if pairs:
-            stream = self._scorer.stream_pairs(pairs, self._levels, progress, self._journal)
+            stream = self._scorer.stream_pairs(
+                pairs, self._levels, progress, self._journal, tokens=self.tokens
+            )
             texts = {it.text: it for it in stream.errors}
             for image_scores, among in stream.images:
-                for at, score in zip(among, image_scores.scores.tolist(), strict=True):
-                    place = places[at]
+                tokens = image_scores.tokens
+                for of_image, at in enumerate(among):
+                    place, score = places[at], float(image_scores.scores[of_image])
                     self.scores[place], self._known[place] = score, True
                     if not np.isnan(score):
                         self.computed += 1
+                        if tokens is not None:
+                            self._tokens[place] = tokens[of_image]
                     else:
                         text = pairs[at][1]
                         failures = [texts[text]] if text in texts else image_scores.errors

@@ -108,6 +108,12 @@ Examples:
     "with fused group normalisation if asked for.  [default: none; the option alone: attention]",
 )
 @click.option(
+    "--maps/--no-maps",
+    default=False,
+    help="Write the graph of the attention maps too, for `dsd-trt explain`; it has the pair "
+    "scorer's weights.  [default: --no-maps]",
+)
+@click.option(
     "--verify",
     type=click.Choice(["quick", "full"]),
     help="Compare with PyTorch on 256 pairs at every level (full) or on 4 pairs at one (quick).  "
@@ -134,6 +140,7 @@ def export(
     query_pool: int,
     adapter_input: bool,
     cuda_form: str | None,
+    maps: bool,
     verify: str | None,
     bf16: bool | None,
     force: bool,
@@ -161,6 +168,7 @@ def export(
         query_pool=query_pool,
         cuda_form=cast("CudaForm | None", cuda_form),
         bf16=bf16,
+        maps=maps,
     )
     check_replaceable(out, force)
     file = chosen_adapter(adapter, model)

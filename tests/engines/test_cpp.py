@@ -33,7 +33,7 @@ from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
 from torture import Figures, scaled
 
-from dsd_trt import Bundle, Scorer
+from dsd_trt import Bundle, BundleError, Scorer
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import read_bundle, write_bundle
 from dsd_trt.bundle.manifest import Calibration
@@ -120,6 +120,26 @@ def test_what_bf16_does_is_for_python_alone(cpp_library: ctypes.CDLL, tmp_path: 
     figures = {"pair": {"winner_changes": 0.1, "difference": 0.2, "engine": "some, bf16"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bfloat16": figures}))
     assert np.array_equal(agree(cpp_library, folder), agree(cpp_library, EMBEDDED))
+
+
+def test_maps_are_for_python_alone(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
+    """The demonstration's bundle has them; without, as in older bundles, scores are the same."""
+    manifest = read_bundle(EMBEDDED).manifest
+    assert manifest.maps is not None
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    (folder / manifest.maps.file).unlink()
+    write_bundle(folder, replace(manifest, maps=None))
+    assert np.array_equal(agree(cpp_library, folder), agree(cpp_library, EMBEDDED))
+
+
+def test_no_graph_takes_weights_from_the_maps(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
+    """As in Python: the file of a graph is no file of weights."""
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    take_weights_from(folder, "maps.onnx")
+    with pytest.raises(CppError, match=r"takes weights from 'maps\.onnx'"):
+        CppScorer(cpp_library, folder)
+    with pytest.raises(BundleError, match=r"takes weights from 'maps\.onnx'"):
+        read_bundle(folder)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ COMMANDS = [
     "benchmarks/against.py no-such-commit",
     "benchmarks/against.py --no-such-commit",
     "benchmarks/measure_commands.py --only nothing",
+    "benchmarks/measure_explanations.py --bundle nowhere",
     "benchmarks/measure_matching.py nowhere",
     "benchmarks/measure_memory.py nowhere",
     "benchmarks/measure_openvino.py --bundle nowhere",

@@ -35,14 +35,15 @@ ROOT = Path(__file__).parents[2]
 # Options without a variable: what is asked for, what decides a result, and where it goes.
 DECIDING = {
     "inputs": "pairs data measure_on root images images_at texts clip key image_column text_column "
-    "label_column id_column text_field labelled by scenes",
+    "label_column id_column text_field labelled by scenes more_texts against",
     "outputs": "output out as_json dropped copy_to plot force resume dry_run shard_size report "
     "keep prune_missing trace",
-    "the question": "levels mode top_k prune error check_prune min_probability keep_best "
-    "target_precision target_recall thresholds prior limit examples questions fraction seed "
-    "contenders rounds requests measured smoke method",
+    "the question": "levels layer head level mode top_k prune error check_prune tokens "
+    "min_probability keep_best target_precision target_recall thresholds prior limit examples "
+    "questions fraction seed contenders rounds requests measured smoke method",
     "the model": "model adapter family tiny precision score_layers token_mask resize score matrix "
-    "query_pool adapter_input cuda_form bf16 verify no_lists graphs capabilities max_batch_size",
+    "query_pool adapter_input cuda_form maps bf16 verify no_lists graphs capabilities "
+    "max_batch_size",
     "training": "loss negatives learning_rate steps validation allow_worse head_mode hard paper "
     "update_rank conditional copies rank hidden validate_every patience accumulate "
     "mixed_precision recompute refit",

@@ -255,7 +255,9 @@ def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["score"], ["index"], ["doctor"], *([name] for name in HEAVY)], ids=" ".join
+    "command",
+    [[], ["score"], ["explain"], ["index"], ["doctor"], *([name] for name in HEAVY)],
+    ids=" ".join,
 )
 def test_help_loads_nothing_slow(command: list[str], command_line: Path, tmp_path: Path) -> None:
     run = _run(tmp_path, command_line, *command, "--help", absent=TRAINING)

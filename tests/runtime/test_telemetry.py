@@ -117,7 +117,11 @@ ROADS = {
             *("--steps", "1", "--examples", "2", "--questions", "1"),
         ],
     ],
-    "index": [["index", str(STAR), "index"], ["score", "index", str(TEXTS)]],
+    "index": [
+        ["index", str(STAR), "index"],
+        ["score", "index", str(TEXTS)],
+        ["explain", "index", "a star", "-o", "star.png"],
+    ],
     "tables": [
         ["filter", str(PAIRS), "--keep-best", "50%", "-o", "kept.csv"],
         ["calibrate", "shapes", "--data", str(LABELLED), "-o", "calibrated"],

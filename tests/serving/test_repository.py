@@ -19,7 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
-from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.bundle.folder import read_bundle, read_manifest
 from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, Sidecar, write_plan
@@ -92,6 +92,18 @@ def test_a_form_for_cuda_lies_beside_its_graph_where_it_is_checked(
     written = write_repository(bundle, tmp_path / "models", engine)
     found = [str(it.relative_to(written.folder)) for it in written.folder.rglob("*.cuda.onnx")]
     assert found == forms
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "python"])
+def test_the_graph_of_maps_stays_in_the_bundle(engine: ServedBy, tmp_path: Path) -> None:
+    """A server explains nothing; the copies of bundle.json name the graph, and are read."""
+    bundle = read_bundle(bundle_folder(None))
+    assert bundle.manifest.maps is not None
+    written = write_repository(bundle, tmp_path / "models", engine)
+    assert not list(written.folder.rglob("maps.onnx"))
+    copies = list(written.folder.rglob("bundle.json"))
+    assert copies
+    assert all(read_manifest(it.parent) == bundle.manifest for it in copies)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(

@@ -222,6 +222,14 @@ OTHERS = [
     ("pretrain tiny-clip --out set --smoke", "set has other files, such as 'good.csv'"),
     ("train --data set --model model --out new", "is set/good.csv meant?"),
     ("train --data swapped.csv --model model --out new", "Are the columns swapped?"),
+    (
+        "export --model model --adapter none --score denoising --maps --out new",
+        "leave out --maps",
+    ),
+    ("explain a.png -o new.png", "give a TEXT to explain"),
+    ("explain 'a dog' -o new.png", "'a dog' is no file, so it is taken for a text"),
+    ("explain a.png 'a dog'", "Missing option '-o' / '--output'"),
+    ("explain a.png 'a dog' -o new.gif", "FILE.png, FILE.html or FILE.json"),
 ]
 
 

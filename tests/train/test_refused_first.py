@@ -91,6 +91,7 @@ def test_contradicting_options_are_refused_before_a_model_is_looked_for(
 
 ENGINE = {
     "score": ("nowhere.png", "nowhere.txt"),
+    "explain": ("nowhere.png", "a dog", "-o", "out.png"),
     "filter": ("damaged.csv", "--keep-best", "1", "-o", "out.csv"),
     "index": ("nowhere.png", "out"),
     "calibrate": ("shapes", "--data", "damaged.csv", "--dry-run"),

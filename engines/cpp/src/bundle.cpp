@@ -174,6 +174,7 @@ std::vector<std::string> weight_files(const Json &manifest, const Hashes &files)
     note(manifest["tokenizer"]);
     note(manifest["adapter"]);
     if (const auto check = manifest.find("self_check"); check != manifest.end()) note(*check);
+    if (const auto maps = manifest.find("maps"); maps != manifest.end()) note(*maps);
     if (const auto form = manifest.find("cuda_form"); form != manifest.end()) {
         for (const Json &file : *form) {
             if (file.is_string()) serving.insert(file.get<std::string>());
@@ -547,6 +548,7 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     (void)manifest["provenance"];  // where it comes from is for people
     (void)manifest["parity"];
     (void)manifest.has("bfloat16");  // of an engine that is not here
+    (void)manifest.has("maps");      // for explanations, which are not here
     manifest.nothing_else();
     return bundle;
 }

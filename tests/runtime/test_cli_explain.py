@@ -1,0 +1,295 @@
+"""`dsd-trt explain`: pictures, pages and numbers, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import Run
+from PIL import Image
+
+from dsd_trt import InputError, Scorer, read_bundle
+from dsd_trt.bundle.place import EMBEDDED
+from dsd_trt.commands.explain import told_apart
+from dsd_trt.explanation_png import SIDE
+
+pytest_plugins = ("in_process",)
+
+IMAGES = Path(__file__).parents[2] / "examples" / "images"
+TEXT, OTHER = "the yellow star is above a white ring", "the yellow star is above a white square"
+
+
+@pytest.fixture
+def run(dsd_trt: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """Run `dsd-trt explain` in a folder with star.png, ring.png and an image that is none."""
+    shutil.copyfile(IMAGES / "star-and-ring.png", tmp_path / "star.png")
+    shutil.copyfile(IMAGES / "lone-ring.png", tmp_path / "ring.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+
+    def explain(*arguments: str) -> Run:
+        bundle = [] if "--bundle" in arguments else ["--bundle", str(EMBEDDED)]
+        return dsd_trt("explain", *arguments, *bundle, "--engine", "onnxruntime")
+
+    return explain
+
+
+def test_numbers_are_those_of_python(run: Callable[..., Run], tmp_path: Path) -> None:
+    ended = run("star.png", "ring.png", TEXT, "a ring", "-o", "out.json")
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert found["errors"] == []
+    assert found["computed_with"]["noise levels"] == "0.02, 0.05, 0.1, 0.2"
+    with Scorer.load(EMBEDDED, "onnxruntime") as scorer:
+        expected = [
+            it.to_plain()
+            for name in ("star.png", "ring.png")
+            for it in scorer.explain(name, [TEXT, "a ring"])
+        ]
+    assert [{**it, "contrast": None} for it in expected] == found["explanations"]
+    for it in found["explanations"]:
+        for word in it["words"]:
+            assert np.sum(word["heat"]) == pytest.approx(word["score"], abs=1e-6)
+
+
+def test_choices_and_a_text_against_another(run: Callable[..., Run]) -> None:
+    options = ("--layer", "6", "--head", "1", "--level", "0.05", "--levels", "0.05,0.2")
+    ended = run("star.png", "--text", TEXT, "--against", OTHER, "-o", "-", *options)
+    assert ended.code == 0, ended.err
+    plain = json.loads(ended.out)
+    (found,) = plain["explanations"]
+    assert plain["computed_with"]["heat maps of"] == "layer 6, head 1, level 0.05"
+    with Scorer.load(EMBEDDED, "onnxruntime") as scorer:
+        both = scorer.explain("star.png", [TEXT, OTHER], [0.05, 0.2], layer=6, head=1, level=0.05)
+    first, second = both
+    assert found == {**first.to_plain(), "contrast": first.against(second).to_plain()}
+    decided = max(found["contrast"]["changes"], key=lambda it: it["difference"] * (not it["same"]))
+    assert (decided["words"], decided["others"]) == (["ring"], ["square"])
+
+
+def test_a_picture_has_a_panel_for_every_word(run: Callable[..., Run], tmp_path: Path) -> None:
+    ended = run("star.png", TEXT, "-o", "out.png")
+    assert ended.code == 0, ended.err
+    with Image.open(tmp_path / "out.png") as opened:
+        page = np.asarray(opened.convert("RGB"))
+    # Nine panels: the image and eight words, and the end of the text, in two lines.
+    lines = np.flatnonzero((page != 255).any(axis=2).mean(axis=1) > 0.5)
+    starts = lines[np.flatnonzero(np.diff(lines, prepend=-9) > 1)]
+    heights = [int(np.count_nonzero((lines >= at) & (lines < at + SIDE))) for at in starts]
+    assert sum(height >= SIDE - 2 for height in heights) == 2
+    first = page[starts[0] : starts[0] + SIDE]
+    with Image.open("star.png") as opened:
+        wanted = np.asarray(opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    left = int(np.flatnonzero((first != 255).any(axis=(0, 2)))[0])
+    assert np.abs(first[:, left : left + SIDE].astype(int) - wanted[: len(first)]).mean() < 4
+
+
+def test_a_wide_picture_keeps_its_shape(run: Callable[..., Run], tmp_path: Path) -> None:
+    Image.new("RGB", (320, 80), "red").save(tmp_path / "wide.png")
+    ended = run("wide.png", "a star", "-o", "out.png")
+    assert ended.code == 0, ended.err
+    with Image.open(tmp_path / "out.png") as opened:
+        red = (np.asarray(opened.convert("RGB")) == (255, 0, 0)).all(axis=2)
+    assert (red.any(axis=0).sum(), red.any(axis=1).sum()) == (SIDE, SIDE // 4)
+
+
+class Page(HTMLParser):
+    """Elements of a page: that they are closed, their attributes, and its text."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(content)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+HOSTILE = "a <script>alert(1)</script> \"star\" & '<img src=x onerror=y>'"
+
+
+def test_a_page_needs_nothing_and_runs_nothing(run: Callable[..., Run], tmp_path: Path) -> None:
+    name = "<b onload=z>&.png"
+    shutil.copyfile("star.png", tmp_path / name)
+    ended = run(name, "--text", TEXT, "--text", HOSTILE, "--against", OTHER, "-o", "out.html")
+    assert ended.code == 0, ended.err
+    content = (tmp_path / "out.html").read_text("utf-8")
+    page = Page(content)
+    names = [tag for tag, _ in page.elements]
+    assert not {"script", "link", "iframe", "object", "form", "b onload"} & {*names}
+    allowed = {"alt", "src", "id", "class", "href", "lang", "charset", "content", "http-equiv"}
+    allowed |= {"name", "tabindex", "role", "aria-label", "aria-labelledby", "scope", "open"}
+    for tag, attributes in page.elements:
+        assert {*attributes} <= allowed, tag
+        assert attributes.get("href", "#").startswith("#")
+        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+    assert "http" not in re.sub(r"data:[^\"]*|http-equiv", "", content)
+    assert HOSTILE in page.text
+    assert name in page.text
+    (policy,) = (it["content"] for tag, it in page.elements if it.get("http-equiv"))
+    style = content.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "script-src" not in policy
+    ids = [it["id"] for _, it in page.elements if "id" in it]
+    assert len({*ids}) == len(ids)
+    labels = [it["aria-label"] for _, it in page.elements if "aria-label" in it]
+    assert len({*labels}) == len(labels) == 3
+    assert {it["href"][1:] for tag, it in page.elements if tag == "a"} <= {*ids}
+    assert "prefers-color-scheme: dark" in style
+
+
+def test_a_page_shows_every_word_and_says_where_it_is(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run("star.png", TEXT, "-o", "out.html")
+    page = Page((tmp_path / "out.html").read_text("utf-8"))
+    pictures = [it for tag, it in page.elements if tag == "img"]
+    with Scorer.load(EMBEDDED, "onnxruntime") as scorer:
+        found = scorer.explain("star.png", TEXT)
+    assert len(pictures) == 1 + len(found.words) + 1  # the image, the words, the legend
+    for word, picture in zip(found.words, pictures[1:-1], strict=True):
+        assert word.heat is not None
+        row, column = divmod(int(word.heat.argmax()), 8)
+        where = [100 * (at + 0.5) / 8 for at in (column, row)]
+        expected = "{}: most heat {:.0f} % from the left and {:.0f} % from the top"
+        assert picture["alt"] == expected.format(word.text, *where)
+        content = base64.b64decode(picture["src"].partition(",")[2])
+        with Image.open(io.BytesIO(content)) as opened:
+            assert opened.size == (SIDE, SIDE)
+        assert f"{word.text} {word.score:.4f}" in page.text
+
+
+@pytest.mark.parametrize("form", ["json", "html", "png"])
+def test_an_image_that_cannot_be_read_costs_no_other(
+    run: Callable[..., Run], tmp_path: Path, form: str
+) -> None:
+    ended = run("bad.png", "star.png", "a star", "-o", f"out.{form}")
+    assert ended.code == 3
+    assert "bad.png: not an image of a known format" in ended.err
+    content = (tmp_path / f"out.{form}").read_bytes()
+    if form == "json":
+        (error,) = json.loads(content)["errors"]
+        assert error == {"image": "bad.png", "reason": "not an image of a known format"}
+    if form == "html":
+        assert b"bad.png: not an image of a known format" in content
+
+
+def test_images_of_a_tar_file_and_of_an_index(
+    dsd_trt: Callable[..., Run], run: Callable[..., Run], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(tmp_path / "star.png", "star.png")
+    index = ("star.png", "some.index", "--bundle", str(EMBEDDED))
+    assert dsd_trt("index", *index, "--engine", "onnxruntime").code == 0
+    scores = []
+    for given in ("star.png", "in.tar", "some.index"):
+        ended = run(given, TEXT, "-o", "-")
+        assert ended.code == 0, ended.err
+        scores.append(json.loads(ended.out)["explanations"][0]["score"])
+        for form in ("png", "html"):
+            assert run(given, TEXT, "-o", f"out.{form}").code == 0
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give IMAGES to explain"),
+        (("a dog",), "'a dog' is no file, so it is taken for a text"),
+        (("star.png",), "give a TEXT to explain"),
+        (("star.png", "ring.png"), "give a TEXT to explain"),
+        (("none.png", "a dog"), "no file or directory 'none.png'"),
+        (("folder/none.png", "a dog"), "no file or directory"),
+        (("*.gif", "a dog"), "no images match"),
+        (("star.png", "a dog", "--level", "0.3"), "no noise level 0.3"),
+        (("star.png", "a dog", "--levels", "0.3"), "no noise level 0.3"),
+        (("star.png", "a dog", "--layer", "9"), "no scored layer 9"),
+        (("star.png", "a dog", "--layer", "1", "--head", "4"), "heads are numbered 0 to 3"),
+        (("star.png", "a dog", "--bundle", "none"), "none"),
+        (("star.png", " "), "is empty"),
+        (("star.png", "a dog", "--against", " "), "--against is empty"),
+        (("bad.png", "a dog"), "no image could be explained"),
+    ],
+)
+def test_mistakes(run: Callable[..., Run], arguments: tuple[str, ...], message: str) -> None:
+    ended = run(*arguments, "-o", "out.json")
+    assert ended.code == 2
+    assert message in " ".join(ended.err.split())
+    assert not Path("out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("out.gif", "FILE.png, FILE.html or FILE.json, not 'out.gif'"),
+        ("out", "FILE.png, FILE.html or FILE.json, not 'out'"),
+        ("none/out.png", "mkdir -p none"),
+        ("star.png", "star.png"),
+    ],
+)
+def test_outputs_that_cannot_be(run: Callable[..., Run], output: str, message: str) -> None:
+    before = Path("star.png").read_bytes()
+    ended = run("star.png", "a dog", "-o", output)
+    assert ended.code == 2
+    assert message in " ".join(ended.err.split())
+    assert Path("star.png").read_bytes() == before
+
+
+def test_more_than_a_picture_has_room_for(run: Callable[..., Run]) -> None:
+    texts = [f"--text=dog {number}" for number in range(31)]
+    ended = run("star.png", *texts, "--against", "a cat", "-o", "out.png")
+    assert ended.code == 2
+    assert "31 explanations, and FILE.png has room for 30" in ended.err
+    assert "-o FILE.html" in ended.err
+
+
+def test_a_bundle_without_maps_says_how_to_get_them(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from dsd_trt import write_bundle
+
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "older"))
+    (folder / "maps.onnx").unlink()
+    write_bundle(folder, replace(read_bundle(EMBEDDED).manifest, maps=None))
+    ended = run("star.png", "a dog", "-o", "out.png", "--bundle", "older")
+    assert ended.code == 2
+    assert "dsd-trt export --maps" in " ".join(ended.err.split())
+
+
+def test_images_and_texts_are_told_apart(run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    assert told_apart(["a star", "star.png", "star"], []) == (["star.png"], ["a star", "star"])
+    assert told_apart(["none.JPG", "is it? a star"], []) == (["none.JPG"], ["is it? a star"])
+    assert told_apart(["in/*", "*.png", "a * star"], []) == (["in/*", "*.png"], ["a * star"])
+    assert told_apart(["dog", "a dog"], []) == (["dog"], ["a dog"])
+    assert told_apart(["a.tar", "x" * 400], []) == (["a.tar"], ["x" * 400])
+    assert told_apart(["star.png"], ["dog", "star.png"]) == (["star.png"], ["dog", "star.png"])
+    with pytest.raises(InputError, match="give IMAGES"):
+        told_apart([], ["dog"])
