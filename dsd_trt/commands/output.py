@@ -37,6 +37,7 @@ class Record:
         error: why the pair has no score; None if it has one.
         reason: why a filter drops the pair; None if it does not.
         row: row of the table that the pair comes from.
+        place: number of its image among those given, or of its row, from 0.
     """
 
     image: str
@@ -46,6 +47,7 @@ class Record:
     error: str | None = None
     reason: str | None = None
     row: TableRow | None = field(default=None, compare=False)
+    place: int = field(default=0, compare=False)
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
