@@ -77,12 +77,15 @@ class ScorePage:
             (*COLUMNS, ERROR) if errors else COLUMNS,
             (best, Choice("pairs without a score", len(COLUMNS))) if errors else (best,),
             least=2,
+            score=2,
             grid=origin.grid,
         )
 
     def parts(self, records: Iterable[Record]) -> Iterator[str]:
         """The page in parts, as records arrive."""
-        what = "Every image against every text." if self._origin.grid else "Pairs of image and text."
+        what = (
+            "Every image against every text." if self._origin.grid else "Pairs of image and text."
+        )
         summary = (
             f"{what} Scores are relative: they rank texts for an image, or images for a text, "
             "within one bundle. A star marks the best match."

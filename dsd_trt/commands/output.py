@@ -189,18 +189,6 @@ def _remedy(path: str) -> str:
     return f"; make its folder first: mkdir -p {shlex.quote(str(folder))}"
 
 
-def require_json(path: Path) -> None:
-    """Refuse a file for figures whose name is that of another format than JSON.
-
-    Raises:
-        InputError: its suffix is neither .json nor empty.
-    """
-    if path.suffix.lower() not in ("", ".json"):
-        raise InputError(
-            f"the figures are JSON: give -o {shlex.quote(str(path.with_suffix('.json')))}"
-        )
-
-
 def refuse_input(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse an output that would overwrite an input.
 

@@ -27,8 +27,6 @@ from dsd_trt.errors import InputError, counted
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
-    from dsd_trt.commands.provenance import scoring_facts
-    from dsd_trt.commands.record_images import GivenImages, SurveyedImages
     from dsd_trt.commands.records import GridRecords
     from dsd_trt.jobs import Scorable
     from dsd_trt.results import Failure

@@ -16,10 +16,10 @@
   const rows = read("rows");
   const root = document.getElementById("explorer");
   const kinds = setup.columns.map((column) => column.kind);
-  const SCORE = kinds.indexOf("number");
+  const SCORE = setup.score;
   const LIKELY = setup.grid && kinds[SCORE + 1] === "number" ? SCORE + 1 : -1;
-  const TEXT = kinds.indexOf("text");
-  const scored = SCORE >= 0 && TEXT >= 0;
+  const TEXT = SCORE - 1;
+  const scored = SCORE > 0;
 
   // Elements. Text is only ever set as text.
   const make = (name, properties = {}, ...children) => {
@@ -32,6 +32,7 @@
     element.append(...children);
     return element;
   };
+  const counted = (count) => count.toLocaleString("en");
   const bdi = (text) => make("bdi", {}, text);
   const hidden = (text) => make("span", { className: "hidden" }, text);
   const shown = (value, digits) => (value === null ? "\u2013" : value.toFixed(digits));
@@ -293,7 +294,8 @@
     const way = !sorted ? "" : state.sort.down
       ? numbers ? ", highest first" : ", backwards" : numbers ? ", lowest first" : "";
     const cut = count > most ? ` Only the first ${most} can be scrolled to: filter them.` : "";
-    status.textContent = `${count === all ? `${all} ${unit}` : `${count} of ${all} ${unit}`}${rest}${
+    const many = count === all ? counted(all) : `${counted(count)} of ${counted(all)}`;
+    status.textContent = `${many} ${unit}${rest}${
       sorted ? `, sorted by ${sorted.name}${way}` : ""}.${cut}`;
   };
 

@@ -56,8 +56,10 @@ class Explorer:
         columns: columns of the table; the first one has images.
         choices: rows that can be chosen to be seen alone.
         least: number of the column whose least value can be chosen; -1 for none.
-        grid: whether rows can also be shown as images against texts: columns 0 and 1, with the
-            number of column 2 and, if it is there, that of column 3.
+        score: number of the column of scores, by which texts of an image and images of a text are
+            ranked; -1 for none. Texts are in the column before it.
+        grid: whether rows can also be shown as images against texts, with their scores, or with
+            the numbers of the column after them.
     """
 
     label: str
@@ -65,6 +67,7 @@ class Explorer:
     columns: Sequence[Column]
     choices: Sequence[Choice] = ()
     least: int = -1
+    score: int = -1
     grid: bool = False
 
     def element(self) -> str:
@@ -74,9 +77,7 @@ class Explorer:
             "own script and fetches nothing; -f csv writes a table that needs none.</p></noscript>\n"
         )
 
-    def rows(
-        self, rows: Iterable[tuple[Sequence[Value], Mapping[str, object]]]
-    ) -> Iterator[str]:
+    def rows(self, rows: Iterable[tuple[Sequence[Value], Mapping[str, object]]]) -> Iterator[str]:
         """The rows as an element that shows nothing, in parts as they arrive.
 
         Args:
@@ -110,6 +111,7 @@ class Explorer:
             "columns": [asdict(it) for it in self.columns],
             "choices": [asdict(it) for it in self.choices],
             "least": self.least,
+            "score": self.score,
             "grid": self.grid,
             "block": BLOCK,
         }

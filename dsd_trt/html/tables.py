@@ -28,18 +28,27 @@ class Bar:
 Cell = str | Bar
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table as HTML; the first cell of each row is its name, the others are numbers.
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], words: int = 1) -> str:
+    """A table as HTML; the first cell of each row is its name.
 
     Args:
         caption: what the table is of.
         head: names of the columns.
         rows: cells of each row, one per column.
+        words: number of columns of words; the others, behind them, have numbers.
     """
-    heads = "".join(f'<th scope="col">{escaped(name)}</th>' for name in head)
+    kinds = [' class="words"' if at < words else "" for at in range(len(head))]
+    heads = "".join(
+        f'<th scope="col"{kind}>{escaped(name)}</th>'
+        for name, kind in zip(head, kinds, strict=True)
+    )
     body = "".join(
-        f'<tr><th scope="row">{_content(row[0])}</th>'
-        f"{''.join(f'<td>{_content(cell)}</td>' for cell in row[1:])}</tr>\n"
+        f'<tr><th scope="row" class="words">{_content(row[0])}</th>'
+        + "".join(
+            f"<td{kind}>{_content(cell)}</td>"
+            for cell, kind in zip(row[1:], kinds[1:], strict=True)
+        )
+        + "</tr>\n"
         for row in rows
     )
     return (
@@ -51,7 +60,9 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> 
 
 def described(facts: Mapping[str, str]) -> str:
     """Names with what they stand for, as a list."""
-    items = "".join(f"<dt>{escaped(name)}</dt><dd>{isolated(it)}</dd>\n" for name, it in facts.items())
+    items = "".join(
+        f"<dt>{escaped(name)}</dt><dd>{isolated(it)}</dd>\n" for name, it in facts.items()
+    )
     return f'<dl class="facts">\n{items}</dl>\n'
 
 
@@ -69,10 +80,11 @@ def failures(rows: Sequence[tuple[str, str, str]], count: int) -> str:
     """
     if not count:
         return ""
-    listed = table(f"Could not be scored: {count}", ["Image", "Text", "Reason"], rows)
+    head = ["Image", "Text", "Reason"]
+    listed = table(f"Could not be scored: {count}", head, rows, words=3)
     more = count - len(rows)
     note = f"<p>{more} more are not listed here: -f json or -f csv has them.</p>\n" if more else ""
-    return section("Failures", f'<div class="words">{listed}</div>{note}')
+    return section("Failures", listed + note)
 
 
 def _content(cell: Cell) -> str:

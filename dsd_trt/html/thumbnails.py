@@ -79,9 +79,7 @@ def thumbnail(source: ImageSource, size: ThumbnailSize) -> str | None:
         side //= 2
 
 
-def thumbnails(
-    sources: Iterable[ImageSource | None], size: ThumbnailSize
-) -> Iterator[str | None]:
+def thumbnails(sources: Iterable[ImageSource | None], size: ThumbnailSize) -> Iterator[str | None]:
     """Small pictures of images in their order, decoded by several threads.
 
     Args:
