@@ -154,8 +154,8 @@ def format_of(output: str, default: str) -> str:
     suffix = PurePath(output).suffix.lower()
     if suffix in _UNWRITTEN:
         raise InputError(
-            f"{output}: {suffix} is not written; name a file FILE.csv, .jsonl, .json, .html or .parquet, "
-            "or the format with -f"
+            f"{output}: {suffix} is not written; name a file FILE.csv, .jsonl, .json, .parquet or "
+            ".html, or the format with -f"
         )
     return _SUFFIXES.get(suffix, default)
 

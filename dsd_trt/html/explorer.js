@@ -352,8 +352,10 @@
       const properties = { tabIndex: -1, "aria-colindex": at + 1, className: column.kind };
       if (column.kind === "image") {
         const image = state.grid ? of : rows[of][column.key];
-        row.append(make("th", { ...properties, scope: "row", title: image === null ? "" :
-          images[image] }, imageContent(image)));
+        const title = image === null ? "" : images[image];
+        row.append(at > 0 ? make("td", { ...properties, title }, image === null ? "" :
+          imageContent(image)) : make("th", { ...properties, title, scope: "row" },
+          imageContent(image)));
         return;
       }
       const number = state.grid ? cells.get(of * texts.length + column.key) : of;

@@ -73,8 +73,9 @@ class Explorer:
     def element(self) -> str:
         """The element where the script puts the table."""
         return (
-            '<div id="explorer"></div>\n<noscript><p>The table needs JavaScript. This page has its '
-            "own script and fetches nothing; -f csv writes a table that needs none.</p></noscript>\n"
+            '<div id="explorer"></div>\n<noscript><p>The table needs JavaScript. This page has '
+            "its own script and fetches nothing; -f csv writes a table that needs none.</p>"
+            "</noscript>\n"
         )
 
     def rows(self, rows: Iterable[tuple[Sequence[Value], Mapping[str, object]]]) -> Iterator[str]:

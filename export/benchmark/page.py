@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dsd_trt.commands.provenance import run_facts, versions
 from dsd_trt.export.benchmark.report import BenchReport, Table
+from dsd_trt.html.escaped import escaped
 from dsd_trt.html.page import page
 from dsd_trt.html.tables import Bar, Cell, section, table
 
@@ -27,10 +28,8 @@ def _body(report: BenchReport) -> Iterator[str]:
     yield section("Latency", _barred(report.latencies()))
     if (factors := report.factors()) is not None:
         yield section("Where the speed comes from", _barred(factors))
-    remarks = [[it] for it in report.remarks()]
-    yield section(
-        "Remarks", table("Cold starts and contenders that did not run", ["Remark"], remarks)
-    )
+    remarks = "".join(f"<p>{escaped(it)}</p>\n" for it in report.remarks())
+    yield section("Remarks", remarks)
 
 
 def _barred(rows_of: Table) -> str:

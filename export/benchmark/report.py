@@ -82,7 +82,7 @@ class BenchReport:
 
     def to_markdown(self) -> str:
         """Tables of speed, latency and factors, then cold start, failures and the machine."""
-        factors = markdown(*self.factors()) if self.factors() is not None else ""
+        factors = "" if (found := self.factors()) is None else markdown(*found)
         return "\n".join(
             [
                 markdown(*self.speed()),

@@ -277,15 +277,14 @@ def evaluate(
                 else "thresholds are for a bundle's "
                 "probabilities: export the model, then measure the bundle"
             )
+    title = f"{Path(scorer).name} on {data}"
     if out:
-        write(out, rows, about, f"{Path(scorer).name} on {data}", left_out, summary)
+        write(out, rows, about, title, left_out, summary)
     facts = {name: str(it) for name, it in about.items() if it is not None}
     facts |= scoring_facts(opened) if is_bundle else {"versions": versions()}
     report.write(
         lambda: as_text(rows, left_out, computed_by, summary),
         lambda: to_json(rows, about, left_out, summary),
-        lambda: noted.page(
-            f"{Path(scorer).name} on {data}", answers, rows, left_out, summary, facts
-        ),
+        lambda: noted.page(title, answers, rows, left_out, summary, facts),
     )
     report_left_out(ctx, left_out, questions.failures)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import itertools
 import math
 import os
 from collections import Counter
@@ -16,7 +18,7 @@ from dsd_trt.html.page import page
 from dsd_trt.html.tables import Bar, Cell, failures, section, table
 from dsd_trt.html.thumbnails import ThumbnailSize, thumbnail, thumbnails
 from dsd_trt.image.files import printable
-from dsd_trt.image.preprocess import ImageSource
+from dsd_trt.image.preprocess import ImageSource, image_identity
 from dsd_trt.image.stored import StoredImage
 from dsd_trt.metrics import Summary
 from dsd_trt.train.evaluation.answers import Answer
@@ -27,22 +29,20 @@ from dsd_trt.train.question import Question
 _CONFUSIONS = 30  # most frequent ones that are shown
 _HELD = ThumbnailSize(320, 40_000)  # of an image that is in no file
 
-_EXPLORER = Explorer(
-    "Answers",
-    "answers",
-    (
-        Column("Image", "image"),
-        Column("Kind", "words"),
-        Column("Right", "text"),
-        Column("Chosen", "text"),
-        Column("Rank of the right one", "number"),
-        Column("Candidates", "number"),
-        Column("Answer", "words"),
-    ),
-    tuple(Choice(f"{it} answers", 6, it) for it in ("wrong", "right"))
-    + (Choice("questions left out", 6, "left out"),),
-    least=4,
-)
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What a page shows of a candidate.
+
+    Attributes:
+        image: name of its image.
+        picture: that image, or a small picture of it; None if it cannot be read.
+        text: its text.
+    """
+
+    image: str
+    picture: ImageSource | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,14 @@ class _Noted:
     """What a page shows of a question.
 
     Attributes:
-        image: name of the right candidate's image.
-        picture: that image, or a small picture of it.
-        labels: what tells the candidates apart: their texts, or names of their images.
-        right: index of the right candidate.
-        text: the text that all candidates have; None if they have several.
+        candidates: its candidates in their order.
+        right: index of the right one.
+        by_text: whether its candidates have several texts, not several images.
     """
 
-    image: str
-    picture: ImageSource | None
-    labels: tuple[str, ...]
+    candidates: tuple[_Candidate, ...]
     right: int
-    text: str | None
+    by_text: bool
 
 
 class Asked:
@@ -96,64 +92,71 @@ class Asked:
             facts: provenance, by name.
         """
         summary = "Accuracy on test questions; a tie counts as a wrong answer."
-        rows = [self._row(*it) for it in zip(self._noted, answers, strict=True)]
-        images, texts = dict[tuple[str, object], int](), dict[str, int]()
-        pictures: list[ImageSource | None] = []
-        written = list[str]()
-
-        def numbered() -> Iterator[tuple[Sequence[Value], Mapping[str, object]]]:
-            for noted, (values, more) in zip(self._noted, rows, strict=True):
-                image = images.setdefault((noted.image, noted.picture), len(images))
-                if image == len(pictures):
-                    pictures.append(noted.picture)
-                right, chosen = (
-                    None if it is None else texts.setdefault(str(it), len(texts))
-                    for it in values[2:4]
-                )
-                yield [image, values[1], right, chosen, *values[4:]], more
+        shown = _Answers(list(zip(self._noted, answers, strict=True)))
 
         def body() -> Iterator[str]:
             yield section("Figures", figure_table(figures))
             if pairs is not None:
                 yield section("Labelled pairs", _summary_table(pairs))
-            yield self._confusions(answers)
-            yield "<section><h2>Answers</h2>\n" + _EXPLORER.element()
-            for part in _EXPLORER.rows(numbered()):
-                written.append(part)
-                yield part
-            yield "</section>\n"
+            yield shown.confusions()
+            yield from shown.body()
             failed = [(it.image or "", it.text or "", it.reason) for it in left_out.failures]
             yield failures(failed, len(failed))
 
-        def rest() -> Iterator[str]:
-            so_far = sum(len(it.encode()) for it in written)
-            yield from _EXPLORER.rest(
-                [name for name, _ in images],
-                list(texts),
-                lambda size: thumbnails(pictures, size),
-                so_far,
-            )
+        yield from page(title, summary, body(), {**facts, **run_facts()}, shown.rest())
 
-        yield from page(title, summary, body(), {**facts, **run_facts()}, rest())
 
-    def _row(self, noted: _Noted, answer: Answer) -> tuple[list[Value], dict[str, object]]:
-        chosen = None if answer.chosen is None else noted.labels[answer.chosen]
-        said = "left out" if answer.rank is None else "right" if answer.rank == 1 else "wrong"
-        more: dict[str, object] = {"Asked about": answer.source, "Candidates' texts": noted.labels}
-        if noted.text is not None:
-            more = {"Text": noted.text, **more, "Candidates' images": noted.labels}
-            del more["Candidates' texts"]
-        if answer.failures:
-            more["Left out because"] = [str(it) for it in answer.failures]
-        right = noted.labels[noted.right]
-        return [None, answer.kind, right, chosen, answer.rank, answer.candidates, said], more
+class _Answers:
+    """Answers as a table to explore.
 
-    def _confusions(self, answers: Sequence[Answer]) -> str:
+    Args:
+        answered: questions with their answers.
+    """
+
+    def __init__(self, answered: Sequence[tuple[_Noted, Answer]]) -> None:
+        self._answered = answered
+        self._images: dict[tuple[str, ImageSource | None], int] = {}
+        self._texts: dict[str, int] = {}
+        self._written = 0
+        self._by_text = any(noted.by_text for noted, _ in answered)
+        self._by_image = any(not noted.by_text for noted, _ in answered)
+        columns = [Column("Image", "image"), Column("Text", "text"), Column("Kind", "words")]
+        columns += [Column("Chosen text", "text")] * self._by_text
+        columns += [Column("Chosen image", "image")] * self._by_image
+        columns += [Column("Rank of the right one", "number"), Column("Candidates", "number")]
+        said = len(columns)
+        self._explorer = Explorer(
+            "Answers",
+            "answers",
+            (*columns, Column("Answer", "words")),
+            (
+                Choice("wrong answers", said, "wrong"),
+                Choice("right answers", said, "right"),
+                Choice("questions left out", said, "left out"),
+            ),
+            least=said - 2,
+        )
+
+    def body(self) -> Iterator[str]:
+        """The place of the table, and its rows."""
+        yield "<section><h2>Answers</h2>\n" + self._explorer.element()
+        for part in self._explorer.rows(itertools.starmap(self._row, self._answered)):
+            self._written += len(part.encode())
+            yield part
+        yield "</section>\n"
+
+    def rest(self) -> Iterator[str]:
+        """Names, script and thumbnails."""
+        names = [name for name, _ in self._images]
+        made = functools.partial(thumbnails, [picture for _, picture in self._images])
+        yield from self._explorer.rest(names, list(self._texts), made, self._written)
+
+    def confusions(self) -> str:
         """The most frequent pairs of a right text and the one that was chosen instead."""
         found = Counter(
-            (noted.labels[noted.right], noted.labels[answer.chosen])
-            for noted, answer in zip(self._noted, answers, strict=True)
-            if answer.rank != 1 and answer.chosen is not None and noted.text is None
+            (noted.candidates[noted.right].text, noted.candidates[answer.chosen].text)
+            for noted, answer in self._answered
+            if answer.rank != 1 and answer.chosen is not None and noted.by_text
         )
         if not found:
             return ""
@@ -162,8 +165,31 @@ class Asked:
             [right, chosen, Bar(str(times), times / most)]
             for (right, chosen), times in found.most_common(_CONFUSIONS)
         ]
-        caption = f"Which wrong text won: {len(rows)} most frequent of {len(found)}"
+        caption = f"Which wrong text won: {len(rows)} of {len(found)}, the most frequent first"
         return section("Confusions", table(caption, ["Right", "Chosen", "Times"], rows, words=2))
+
+    def _row(self, noted: _Noted, answer: Answer) -> tuple[list[Value], dict[str, object]]:
+        right = noted.candidates[noted.right]
+        chosen = None if answer.chosen is None else noted.candidates[answer.chosen]
+        values: list[Value] = [self._image(right), self._text(right), answer.kind]
+        if self._by_text:
+            values.append(self._text(chosen) if chosen and noted.by_text else None)
+        if self._by_image:
+            values.append(self._image(chosen) if chosen and not noted.by_text else None)
+        said = "left out" if answer.rank is None else "right" if answer.rank == 1 else "wrong"
+        values += [answer.rank, answer.candidates, said]
+        labels = [it.text if noted.by_text else it.image for it in noted.candidates]
+        more: dict[str, object] = {"Asked about": answer.source, "All candidates": labels}
+        if answer.failures:
+            more["Left out because"] = [str(it) for it in answer.failures]
+        return values, more
+
+    def _image(self, candidate: _Candidate) -> int:
+        key = (candidate.image, candidate.picture)
+        return self._images.setdefault(key, len(self._images))
+
+    def _text(self, candidate: _Candidate) -> int:
+        return self._texts.setdefault(candidate.text, len(self._texts))
 
 
 def figure_table(figures: Sequence[Figure]) -> str:
@@ -194,15 +220,18 @@ def _summary_table(summary: Summary) -> str:
 
 
 def _note(question: Question) -> _Noted:
-    image, text = question.candidates[question.right]
-    texts = {text for _, text in question.candidates}
-    labels = tuple(
-        text if len(texts) > 1 else printable(name_image(image, question))
-        for image, text in question.candidates
-    )
-    shared = None if len(texts) > 1 else text
-    name = printable(name_image(image, question))
-    return _Noted(name, _picture(image), labels, question.right, shared)
+    by_text = len({text for _, text in question.candidates}) > 1
+    pictures: dict[object, tuple[str, ImageSource | None]] = {}
+    candidates = []
+    for image, text in question.candidates:
+        identity = image_identity(image)
+        if identity not in pictures:
+            name = printable(name_image(image, question))
+            in_file = isinstance(image, (str, os.PathLike, StoredImage))
+            name = name if in_file or by_text else f"{name}, candidate {len(pictures) + 1}"
+            pictures[identity] = name, _picture(image)
+        candidates.append(_Candidate(*pictures[identity], text))
+    return _Noted(tuple(candidates), question.right, by_text)
 
 
 def _picture(image: ImageSource) -> ImageSource | None:
