@@ -90,7 +90,7 @@ class ScorePage:
             f"{what} Scores are relative: they rank texts for an image, or images for a text, "
             "within one bundle. A star marks the best match."
         )
-        facts = {**self._origin.facts, **run_facts()}
+        facts = {**self._origin.facts(), **run_facts()}
         yield from page("Scores", summary, self._body(records), facts, self._rest())
 
     def _body(self, records: Iterable[Record]) -> Iterator[str]:

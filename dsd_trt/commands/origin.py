@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dsd_trt.commands.layout import MATRIX, Layout
@@ -32,7 +32,8 @@ class Origin:
     Attributes:
         layout: columns of the output.
         grid: whether the records are every image against every text.
-        facts: what scores depend on, by name: bundle, mode, engine, versions.
+        facts: function that returns what scores depend on, by name: bundle, mode, engine,
+            versions.
         images: images of the records; None where they are not at hand.
         failures: function that returns what could not be scored and has no record, once all
             records are read.
@@ -40,6 +41,6 @@ class Origin:
 
     layout: Layout = MATRIX
     grid: bool = False
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Callable[[], Mapping[str, str]] = dict
     images: RecordImages | None = None
     failures: Callable[[], Sequence[Failure]] = lambda: ()

@@ -68,7 +68,7 @@ def write_parquet(output: str, records: Iterable[Record], origin: Origin | None 
     kinds = [pyarrow.float32() if name in NUMBERS else pyarrow.string() for name in layout.added]
     fields = [it.field for it in passed]
     fields += [pyarrow.field(*it) for it in zip(layout.added, kinds, strict=True)]
-    schema = pyarrow.schema(fields, _metadata(layout.table, origin.facts))
+    schema = pyarrow.schema(fields, _metadata(layout.table, origin.facts()))
     with whole(Path(output)) as file, ParquetWriter(file, schema) as writer:
         for rows in _row_groups(records):
             arrays = [_arrays(it, passed) for it in _blocks(rows)]

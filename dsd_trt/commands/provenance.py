@@ -7,7 +7,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from dsd_trt.image.files import printable
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
 def versions() -> str:
     """Versions of this package, of Python, and of the packages that read images and texts."""
+    from importlib.metadata import version  # takes 0.03 s
+
     packages = ("numpy", "pillow", "tokenizers")
     found = [f"dsd-trt {version('dsd-trt')}", f"Python {platform.python_version()}"]
     return ", ".join([*found, *(f"{it} {version(it)}" for it in packages)])

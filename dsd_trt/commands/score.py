@@ -249,7 +249,7 @@ def score(
             origin = Origin(
                 result.layout,
                 grid=pairs is None and top_k is None,
-                facts=scoring_facts(scorer, levels),
+                facts=lambda: scoring_facts(scorer, levels),
                 images=pictures,
                 failures=failed,
             )

@@ -131,7 +131,9 @@ def test_hostile_names_and_texts_stay_text(tmp_path: Path) -> None:
     failures = [Failure(it, it, it) for it in HOSTILE]
     facts = {it: it for it in HOSTILE}
     page = written(
-        tmp_path, hostile(len(HOSTILE)), Origin(MATRIX, True, facts, failures=lambda: failures)
+        tmp_path,
+        hostile(len(HOSTILE)),
+        Origin(MATRIX, True, lambda: facts, failures=lambda: failures),
     )
     parts = PageParts(page)
     plain = PageParts(written(tmp_path, hostile(0), Origin(MATRIX, True)))

@@ -60,7 +60,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         origin = Origin(
             MATRIX,
             True,
-            {"bundle": HOSTILE},
+            lambda: {"bundle": HOSTILE},
             GivenImages(sources),
             lambda: [Failure("broken.jpg", f"truncated {HOSTILE}")],
         )

@@ -280,11 +280,17 @@ def evaluate(
     title = f"{Path(scorer).name} on {data}"
     if out:
         write(out, rows, about, title, left_out, summary)
-    facts = {name: str(it) for name, it in about.items() if it is not None}
-    facts |= scoring_facts(opened) if is_bundle else {"versions": versions()}
+
+    def facts() -> dict[str, str]:
+        """What a page says of the evaluation."""
+        own = {name: str(it) for name, it in about.items() if it is not None}
+        return own | (scoring_facts(opened) if is_bundle else {"versions": versions()})
+
     report.write(
         lambda: as_text(rows, left_out, computed_by, summary),
         lambda: to_json(rows, about, left_out, summary),
-        lambda: noted.page(title, answers, rows, left_out, summary, facts),
+        lambda: noted.page(
+            title, answers, rows, [*left_out.failures, *questions.failures], summary, facts()
+        ),
     )
     report_left_out(ctx, left_out, questions.failures)

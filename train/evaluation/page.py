@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dsd_trt.commands.figures import estimate_cells, pairs_of_images, summary_rows
 from dsd_trt.commands.provenance import run_facts
+from dsd_trt.failure import Failure
 from dsd_trt.html.explorer import Choice, Column, Explorer, Value
 from dsd_trt.html.page import page
 from dsd_trt.html.tables import Bar, Cell, failures, section, table
@@ -23,7 +24,7 @@ from dsd_trt.image.stored import StoredImage
 from dsd_trt.metrics import Summary
 from dsd_trt.train.evaluation.answers import Answer
 from dsd_trt.train.evaluation.figures import Figure
-from dsd_trt.train.left_out import LeftOut, name_image
+from dsd_trt.train.left_out import name_image
 from dsd_trt.train.question import Question
 
 _CONFUSIONS = 30  # most frequent ones that are shown
@@ -77,7 +78,7 @@ class Asked:
         title: str,
         answers: Sequence[Answer],
         figures: Sequence[Figure],
-        left_out: LeftOut,
+        failed: Sequence[Failure],
         pairs: Summary | None,
         facts: Mapping[str, str],
     ) -> Iterator[str]:
@@ -87,7 +88,7 @@ class Asked:
             title: title of the page.
             answers: answers to the questions, in their order.
             figures: metrics of the answers.
-            left_out: questions left out, with their failures.
+            failed: what could not be scored or read.
             pairs: figures of a table's labelled pairs; None leaves them out.
             facts: provenance, by name.
         """
@@ -100,8 +101,8 @@ class Asked:
                 yield section("Labelled pairs", _summary_table(pairs))
             yield shown.confusions()
             yield from shown.body()
-            failed = [(it.image or "", it.text or "", it.reason) for it in left_out.failures]
-            yield failures(failed, len(failed))
+            rows = [(it.image or "", it.text or "", it.reason) for it in failed]
+            yield failures(rows, len(rows))
 
         yield from page(title, summary, body(), {**facts, **run_facts()}, shown.rest())
 
