@@ -349,7 +349,7 @@
     const [high, low] = among.length
       ? [rows[among[0]][SCORE], rows[among[among.length - 1]][SCORE]] : [0, 0];
     columns.forEach((column, at) => {
-      const properties = { tabIndex: -1, "aria-colindex": at + 1, className: column.kind };
+      const properties = { "aria-colindex": at + 1, className: column.kind };
       if (column.kind === "image") {
         const image = state.grid ? of : rows[of][column.key];
         const title = image === null ? "" : images[image];
@@ -361,20 +361,25 @@
       const number = state.grid ? cells.get(of * texts.length + column.key) : of;
       const value = number === undefined ? null
         : rows[number][state.grid ? state.value : column.key];
-      const cell = make("td", properties);
+      const cell = document.createElement("td"); // the most frequent element: made by hand
+      cell.setAttribute("aria-colindex", at + 1);
       if (column.kind === "number") {
-        const star = best.has(number) && (state.grid || column.key === SCORE);
-        if (star) cell.append(make("span", { className: "star", "aria-hidden": "true" }, "\u2605 "),
-          hidden("best: "));
+        let kind = "number";
+        if (best.has(number) && (state.grid || column.key === SCORE)) {
+          cell.append(make("span", { className: "star", "aria-hidden": "true" }, "\u2605 "),
+            hidden("best: "));
+          kind += " best";
+        }
         cell.append(shown(value, column.digits));
         if (value === null) cell.title = "no score";
-        cell.classList.toggle("best", star);
         if (state.grid && number !== undefined && rows[number][SCORE] !== null && high > low) {
           const share = (rows[number][SCORE] - low) / (high - low);
-          cell.classList.add(`shade-${Math.round(share * SHADES)}`);
+          kind += ` shade-${Math.round(share * SHADES)}`;
         }
-        if (state.grid && number !== undefined && !least(number)) cell.classList.add("below");
+        if (state.grid && number !== undefined && !least(number)) kind += " below";
+        cell.className = kind;
       } else {
+        cell.className = column.kind;
         const text = value === null ? "" : column.kind === "text" ? texts[value] : value;
         cell.append(make("div", { className: "clamp" }, bdi(text)));
         cell.title = text;
@@ -400,9 +405,9 @@
   const draw = () => {
     const count = Math.min(order.length, most);
     const top = Math.max(0, scroller.scrollTop);
-    const inSight = Math.ceil(Math.max(scroller.clientHeight, innerHeight) / height);
-    const from = Math.max(0, Math.min(count - 1, Math.floor(top / height) - 4));
-    const to = Math.min(count, from + inSight + 9);
+    const inSight = Math.ceil(Math.max(scroller.clientHeight, 0.76 * innerHeight) / height);
+    const from = Math.max(0, Math.min(count - 1, Math.floor(top / height) - 2));
+    const to = Math.min(count, from + inSight + 5);
     const focused = scroller.contains(document.activeElement) && body.contains(document.activeElement);
     for (const [place, row] of drawn) {
       if (place < from || place >= to) {
@@ -433,12 +438,14 @@
     const cell = row && row.children[at];
     return place < 0 && cell ? cell.firstChild : cell;
   };
+  let marked = null; // the table's one stop of the Tab key
   const markActive = () => {
-    for (const it of table.querySelectorAll('[tabindex="0"]')) it.tabIndex = -1;
+    if (marked) marked.tabIndex = -1;
     const [place, at] = state.active;
     const first = drawn.size ? Math.min(...drawn.keys()) : -1;
     const cell = cellAt(place, at) || cellAt(first, Math.min(at, columns.length - 1));
     if (cell) cell.tabIndex = 0;
+    marked = cell;
   };
   const focusActive = () => {
     const [place, at] = state.active;
