@@ -46,7 +46,7 @@ def write_html(output: str, records: Iterable[Record], origin: Origin) -> None:
 
     Args:
         output: path of a file, or "-" for standard output.
-        records: rows to write.
+        records: rows to write, read as they are scored.
         origin: what they come from.
 
     Raises:

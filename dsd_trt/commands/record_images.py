@@ -40,7 +40,7 @@ class SurveyedImages:
     """Images of pairs; a record's place is the number of its row.
 
     Args:
-        survey: the pairs.
+        survey: survey of the pairs.
     """
 
     def __init__(self, survey: PairSurvey) -> None:

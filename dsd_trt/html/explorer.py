@@ -21,7 +21,7 @@ class Column:
     """A column of the table.
 
     Attributes:
-        name: its heading.
+        name: heading of the column.
         kind: what its cells are: numbers of images or texts, numbers to show, or words.
         digits: decimal places of numbers that are shown.
     """

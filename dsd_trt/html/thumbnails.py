@@ -41,7 +41,7 @@ class ThumbnailSize:
         """The size at which all thumbnails fit in base64.
 
         Args:
-            count: number of thumbnails.
+            count: number of thumbnails to fit in.
             room: number of bytes for all of them.
 
         Returns:

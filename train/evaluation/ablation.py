@@ -237,7 +237,7 @@ def as_page(
         ablations: points of each figure, by its title.
         title: title of the page.
         left_out: questions left out, with their failures.
-        facts: provenance, by name.
+        facts: provenance for the foot, by name.
     """
 
     def body() -> Iterator[str]:

@@ -36,9 +36,9 @@ class _Candidate:
     """What a page shows of a candidate.
 
     Attributes:
-        image: name of its image.
-        picture: that image, or a small picture of it; None if it cannot be read.
-        text: its text.
+        image: name by which the image is shown.
+        picture: the image, or a small picture of it; None if it cannot be read.
+        text: text that is scored with the image.
     """
 
     image: str
@@ -90,7 +90,7 @@ class Asked:
             figures: metrics of the answers.
             failed: what could not be scored or read.
             pairs: figures of a table's labelled pairs; None leaves them out.
-            facts: provenance, by name.
+            facts: provenance for the foot, by name.
         """
         summary = "Accuracy on test questions; a tie counts as a wrong answer."
         shown = _Answers(list(zip(self._noted, answers, strict=True)))
