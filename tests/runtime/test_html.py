@@ -10,15 +10,18 @@ import json
 import os
 import pty
 import re
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from bundles import RESOLUTION
 from in_process import Run
 from page_parts import PageParts
 from PIL import Image
+from pyarrow import parquet
 
 from dsd_trt.commands.html import refuse_terminal, write_html
 from dsd_trt.commands.layout import MATRIX, Layout
@@ -115,6 +118,69 @@ def test_what_could_not_be_scored_and_what_made_it_are_named(
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", facts["date"])
     run("--pairs", "pairs.jsonl", "-o", "pairs.html")
     assert "no image file 'missing.png'" in read(tmp_path / "pairs.html").all("tbody")[0].text
+
+
+def colours(parts: PageParts) -> list[str | None]:
+    """Red, green or blue, whichever a thumbnail has most of; None for no thumbnail."""
+    found: list[str | None] = []
+    for picture in parts.data("pictures-0"):
+        if picture is None:
+            found.append(None)
+            continue
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
+        found.append(("red", "green", "blue")[int(pixels.mean(axis=(0, 1)).argmax())])
+    return found
+
+
+def painted(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), {"green": "lime"}.get(colour, colour)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_of_an_index_are_shown_while_they_are_what_was_indexed(
+    dsd_trt: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for colour in ("red", "green", "blue"):
+        (tmp_path / f"in/{colour}.png").write_bytes(painted(colour))
+    (tmp_path / "texts.txt").write_text("dog\n")
+    assert dsd_trt("index", "in", "kept").code == 0
+    (tmp_path / "in/green.png").unlink()
+    (tmp_path / "in/red.png").write_bytes(painted("blue"))  # is another now
+    assert dsd_trt("score", "kept", "texts.txt", "-o", "scores.html").code == 0
+    parts = read(tmp_path / "scores.html")
+    names = ["in/blue.png", "in/green.png", "in/red.png"]
+    assert parts.data("names")["images"] == names
+    assert colours(parts) == ["blue", None, None]
+
+
+def test_stored_images_of_one_name_are_told_apart(
+    dsd_trt: Callable[..., Run], tmp_path: Path
+) -> None:
+    kinds = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    order = ("red", "blue", "red", "green")
+    images = [{"bytes": painted(it), "path": "image.png"} for it in order]
+    table = pyarrow.table({"image": pyarrow.array(images, kinds), "text": ["dog"] * 4})
+    parquet.write_table(table, tmp_path / "pairs.parquet")
+    assert dsd_trt("score", "--pairs", "pairs.parquet", "-o", "scores.html").code == 0
+    parts = read(tmp_path / "scores.html")
+    shown = colours(parts)
+    assert shown == ["red", "blue", "green"]  # each once
+    assert [shown[row[0]] for row in parts.data("rows")] == list(order)
+
+
+def test_images_of_a_tar_file_are_shown(dsd_trt: Callable[..., Run], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:
+        for place, colour in enumerate(("green", "red")):
+            for suffix, content in (("png", painted(colour)), ("txt", b"dog")):
+                member = tarfile.TarInfo(f"{place}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    (tmp_path / "texts.txt").write_text("dog\n")
+    for arguments in (("in.tar", "texts.txt"), ("--pairs", "in.tar")):
+        assert dsd_trt("score", *arguments, "-o", "scores.html").code == 0
+        assert colours(read(tmp_path / "scores.html")) == ["green", "red"]
 
 
 def hostile(count: int = 1) -> Iterator[Record]:
@@ -249,7 +315,7 @@ def test_thumbnails_fill_no_more_than_their_room(count: int, room: int) -> None:
 
 def test_rows_are_written_as_they_arrive(tmp_path: Path) -> None:
     """The unfinished file has the first rows before the last ones are scored."""
-    sizes = []
+    sizes = list[int]()
 
     def records() -> Iterator[Record]:
         for record in synthetic(400):
