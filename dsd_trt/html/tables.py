@@ -28,7 +28,14 @@ class Bar:
 Cell = str | Bar
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], words: int = 1) -> str:
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    words: int = 1,
+    *,
+    heading: bool = False,
+) -> str:
     """A table as HTML; the first cell of each row is its name.
 
     Args:
@@ -36,8 +43,10 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], wor
         head: names of the columns.
         rows: cells of each row, one per column.
         words: number of columns of words; the others, behind them, have numbers.
+        heading: whether a heading above says the same as the caption, which is then not shown.
     """
     kinds = [' class="words"' if at < words else "" for at in range(len(head))]
+    unseen = ' class="hidden"' if heading else ""
     heads = "".join(
         f'<th scope="col"{kind}>{escaped(name)}</th>'
         for name, kind in zip(head, kinds, strict=True)
@@ -53,7 +62,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], wor
     )
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="{escaped(caption)}">'
-        f'<table class="figures"><caption>{escaped(caption)}</caption>'
+        f'<table class="figures"><caption{unseen}>{escaped(caption)}</caption>'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
     )
 

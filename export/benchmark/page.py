@@ -24,16 +24,16 @@ def to_page(report: BenchReport) -> Iterator[str]:
 
 
 def _body(report: BenchReport) -> Iterator[str]:
-    yield section("Speed and memory", _barred(report.speed()))
-    yield section("Latency", _barred(report.latencies()))
+    yield _barred("Speed and memory", report.speed())
+    yield _barred("Latency", report.latencies())
     if (factors := report.factors()) is not None:
-        yield section("Where the speed comes from", _barred(factors))
+        yield _barred("Where the speed comes from", factors)
     remarks = "".join(f"<p>{escaped(it)}</p>\n" for it in report.remarks())
     yield section("Remarks", remarks)
 
 
-def _barred(rows_of: Table) -> str:
-    """A table whose second column has bars, as long as its numbers beside the greatest."""
+def _barred(title: str, rows_of: Table) -> str:
+    """A part with a table whose second column has bars, the greatest number's the longest."""
     head, rows = rows_of
     numbers = [_number(row[1]) for row in rows]
     most = max((it for it in numbers if it is not None), default=0.0)
@@ -41,7 +41,7 @@ def _barred(rows_of: Table) -> str:
         [row[0], row[1] if it is None or not most else Bar(row[1], it / most), *row[2:]]
         for row, it in zip(rows, numbers, strict=True)
     ]
-    return table(head[0], head, cells)
+    return section(title, table(title, head, cells, heading=True))
 
 
 def _number(cell: str) -> float | None:

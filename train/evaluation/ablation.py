@@ -245,7 +245,7 @@ def as_page(
             rows: list[list[Cell]] = [
                 [it.setting, Bar(f"{it.accuracy:.1f}", it.accuracy / 100)] for it in points
             ]
-            yield section(name, table(name, ["Setting", "Accuracy, %"], rows))
+            yield section(name, table(name, ["Setting", "Accuracy, %"], rows, heading=True))
         failed = [(it.image or "", it.text or "", it.reason) for it in left_out.failures]
         yield failures(failed, len(failed))
 
