@@ -295,7 +295,8 @@
       ? numbers ? ", highest first" : ", backwards" : numbers ? ", lowest first" : "";
     const cut = count > most ? ` Only the first ${most} can be scrolled to: filter them.` : "";
     const many = count === all ? counted(all) : `${counted(count)} of ${counted(all)}`;
-    status.textContent = `${many} ${unit}${rest}${
+    const noun = all === 1 ? unit.replace(/s$/, "") : unit;
+    status.textContent = `${many} ${noun}${rest}${
       sorted ? `, sorted by ${sorted.name}${way}` : ""}.${cut}`;
   };
 

@@ -251,3 +251,64 @@ def test_pairs_show_reasons_and_the_columns_of_their_table(
     assert HOSTILE in opened.page.get_by_role("dialog").inner_text()
     assert opened.complaints == []
     opened.page.context.close()
+
+
+def page_of(folder: Path, rows: dict[str, list[float]]) -> Path:
+    """A grid without pictures, whose texts are numbered; NaN for a pair without a record."""
+
+    def records() -> Iterator[Record]:
+        for place, (image, values) in enumerate(rows.items()):
+            for text, value in enumerate(values):
+                if value == value:
+                    yield Record(image, f"text {text:03}", value, None, place=place)
+
+    write_html(str(folder / "page.html"), records(), Origin(MATRIX, True))
+    return folder / "page.html"
+
+
+def test_many_texts_are_turned_like_pages(chromium: Browser, tmp_path: Path) -> None:
+    opened = chromium.open(page_of(tmp_path, {"a.png": [it / 200 for it in range(130)]}))
+    opened.status("1 image, texts 1 to 60 of 130.")
+    opened.page.get_by_role("button", name="Next texts").click()
+    opened.page.get_by_role("button", name="Next texts").click()
+    opened.status("1 image, texts 121 to 130 of 130.")
+    assert opened.page.get_by_role("button", name="Next texts").is_disabled()
+    assert opened.cell(1, 10).inner_text().endswith("0.6450")
+    assert "best" in opened.cell(1, 10).inner_text()  # of all texts, not of those in sight
+    opened.page.get_by_role("button", name="Previous texts").click()
+    opened.status("1 image, texts 61 to 120 of 130.")
+    assert opened.complaints == []
+    opened.page.context.close()
+
+
+def test_a_lone_text_marks_the_best_image_and_a_missing_pair_is_a_dash(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    opened = chromium.open(page_of(tmp_path, {"a.png": [0.25], "b.png": [0.5], "c.png": [0.125]}))
+    assert [opened.cell(row, 1).inner_text().split()[-1] for row in (1, 2, 3)] == [
+        *("0.2500", "0.5000", "0.1250")
+    ]
+    assert opened.page.locator("td.best").count() == 1
+    assert "0.5000" in opened.page.locator("td.best").inner_text()
+    opened.page.context.close()
+    holes = {"a.png": [0.25, float("nan")], "b.png": [float("nan"), 0.5]}
+    opened = chromium.open(page_of(tmp_path, holes))
+    shown = [opened.cell(row, at).inner_text() for row in (1, 2) for at in (1, 2)]
+    assert shown == ["0.2500", "\u2013", "\u2013", "0.5000"]
+    opened.cell(0, 1).locator("button").click()  # what has no score is last either way
+    assert opened.cell(1, 0).inner_text() == "a.png"
+    opened.cell(0, 1).locator("button").click()
+    assert opened.cell(1, 0).inner_text() == "a.png"
+    assert opened.complaints == []
+    opened.page.context.close()
+
+
+def test_a_page_of_nothing_says_so(chromium: Browser, tmp_path: Path) -> None:
+    opened = chromium.open(page_of(tmp_path, {}))
+    opened.status("0 images, texts 0 to 0 of 0.")
+    opened.page.get_by_role("button", name="List").click()
+    opened.status("0 pairs.")
+    for key in ("Tab", "ArrowDown", "Enter", "Control+End"):
+        opened.page.keyboard.press(key)
+    assert opened.complaints == []
+    opened.page.context.close()
