@@ -12,6 +12,15 @@ from dsd_trt.metrics import Estimate, Summary
 
 def summary_text(summary: Summary) -> str:
     """Figures as a Markdown table, with the number of pairs they are of."""
+    table = markdown(
+        [pairs_of_images(summary), "", "95 % interval"],
+        [[name, *estimate_cells(estimate)] for name, estimate in summary_rows(summary)],
+    )
+    return f"{table}\nPositive pairs: {summary.positives}.\n"
+
+
+def summary_rows(summary: Summary) -> list[tuple[str, Estimate]]:
+    """Figures with their names, in the order of a table."""
     rows = [("ROC AUC", summary.roc_auc), ("average precision", summary.average_precision)]
     if (calibration := summary.calibration) is not None:
         error = (
@@ -22,11 +31,7 @@ def summary_text(summary: Summary) -> str:
     for it in summary.at:
         rows.append((f"precision at p >= {it.threshold:g}, which keeps {it.kept}", it.precision))
         rows.append((f"recall at p >= {it.threshold:g}", it.recall))
-    table = markdown(
-        [pairs_of_images(summary), "", "95 % interval"],
-        [[name, *_cells(estimate)] for name, estimate in rows],
-    )
-    return f"{table}\nPositive pairs: {summary.positives}.\n"
+    return rows
 
 
 def pairs_of_images(summary: Summary) -> str:
@@ -47,7 +52,8 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
-def _cells(estimate: Estimate) -> tuple[str, str]:
+def estimate_cells(estimate: Estimate) -> tuple[str, str]:
+    """A figure and its interval as cells of a table; "-" for what is not determined."""
     value, *bounds = (
         "-" if math.isnan(it) else f"{it:.3f}"
         for it in (estimate.value, estimate.low, estimate.high)

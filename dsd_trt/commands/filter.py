@@ -114,7 +114,7 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "-f",
     "--format",
     "form",
-    type=click.Choice([name for name in FORMATS if name != "table"]),
+    type=click.Choice([name for name in FORMATS if name not in ("table", "html")]),
     help="Format of tables.  [default: by their suffix, else that of PAIRS]",
 )
 @click.option(

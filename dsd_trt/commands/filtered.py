@@ -11,6 +11,7 @@ import numpy as np
 
 from dsd_trt.commands.formats import FORMATS, AtEnd
 from dsd_trt.commands.layout import NUMBERS, Layout
+from dsd_trt.commands.origin import Origin
 from dsd_trt.commands.output import Record, shortest, write_output, write_standard_output
 from dsd_trt.errors import InputError
 from dsd_trt.pairs.choice import Choice
@@ -73,7 +74,7 @@ class Filtered:
         layout = Layout.passing(self.run.survey.source, KEPT if kept else DROPPED)
         records, written = self.records(kept=kept), FORMATS[form]
         if isinstance(written, AtEnd):
-            written.write(output, records, layout, False)
+            written.write(output, records, Origin(layout))
             return
         lines = itertools.chain([written.header(layout)], written.lines(records, layout))
         if output != "-":

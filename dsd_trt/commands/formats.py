@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dsd_trt.commands.layout import Layout
+from dsd_trt.commands.origin import Origin
 from dsd_trt.commands.output import Record, write_output
 from dsd_trt.errors import InputError
 from dsd_trt.tables.values import to_cell, to_json
@@ -36,14 +37,14 @@ class AtEnd:
     """A format that is written when all scores are known, whole or not at all.
 
     Attributes:
-        write: function `(output, records, layout, grid)` that writes to a path, or to standard
-            output for "-". `grid` is whether the records are every image against every text.
+        write: function `(output, records, origin)` that writes to a path, or to standard output
+            for "-".
         check: function of the output's path, called before the work; raises if nothing can be
             written.
         needs: requirements of the format, for the help; "" for none.
     """
 
-    write: Callable[[str, Iterable[Record], Layout, bool], None]
+    write: Callable[[str, Iterable[Record], Origin], None]
     check: Callable[[str], None] = lambda output: None
     needs: str = ""
 
@@ -78,22 +79,22 @@ def _json_parts(records: Iterable[Record], layout: Layout) -> Iterator[str]:
     yield "[]\n" if empty else "\n]\n"
 
 
-def _write_json(output: str, records: Iterable[Record], layout: Layout, grid: bool) -> None:
-    write_output(output, _json_parts(records, layout))
+def _write_json(output: str, records: Iterable[Record], origin: Origin) -> None:
+    write_output(output, _json_parts(records, origin.layout))
 
 
-def _write_table(output: str, records: Iterable[Record], layout: Layout, grid: bool) -> None:
+def _write_table(output: str, records: Iterable[Record], origin: Origin) -> None:
     from dsd_trt.commands.table import to_table
 
     width = shutil.get_terminal_size((100, 24)).columns if output == "-" else 100
     color = output == "-" and sys.stdout.isatty()
-    write_output(output, [to_table(list(records), grid=grid, width=width, color=color)])
+    write_output(output, [to_table(list(records), grid=origin.grid, width=width, color=color)])
 
 
-def _write_parquet(output: str, records: Iterable[Record], layout: Layout, grid: bool) -> None:
+def _write_parquet(output: str, records: Iterable[Record], origin: Origin) -> None:
     from dsd_trt.commands.parquet import write_parquet
 
-    write_parquet(output, records, layout)
+    write_parquet(output, records, origin)
 
 
 def _check_parquet(output: str) -> None:
@@ -102,12 +103,25 @@ def _check_parquet(output: str) -> None:
     require_parquet(output)
 
 
+def _write_html(output: str, records: Iterable[Record], origin: Origin) -> None:
+    from dsd_trt.commands.html import write_html
+
+    write_html(output, records, origin)
+
+
+def _check_html(output: str) -> None:
+    from dsd_trt.commands.html import refuse_terminal
+
+    refuse_terminal(output)
+
+
 FORMATS: Mapping[str, Streamed | AtEnd] = {
     "table": AtEnd(_write_table),
     "json": AtEnd(_write_json),
     "jsonl": Streamed(_json_lines),
     "csv": Streamed(_csv_lines, header=lambda layout: _csv_line(layout.columns)),
     "parquet": AtEnd(_write_parquet, _check_parquet, needs="-o FILE and the extra index"),
+    "html": AtEnd(_write_html, _check_html),
 }
 
 
@@ -118,13 +132,15 @@ _SUFFIXES = {
     ".json": "json",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".html": "html",
+    ".htm": "html",
 }
 
 
 _UNWRITTEN = frozenset(
     {
         *(".tsv", ".xlsx", ".xls", ".ods", ".feather", ".arrow", ".avro", ".orc", ".pkl", ".h5"),
-        *(".gz", ".zst", ".bz2", ".xz", ".zip", ".npy", ".npz", ".xml", ".html", ".yaml", ".db"),
+        *(".gz", ".zst", ".bz2", ".xz", ".zip", ".npy", ".npz", ".xml", ".yaml", ".db"),
     }
 )
 
@@ -138,8 +154,8 @@ def format_of(output: str, default: str) -> str:
     suffix = PurePath(output).suffix.lower()
     if suffix in _UNWRITTEN:
         raise InputError(
-            f"{output}: {suffix} is not written; name a file FILE.csv, .jsonl, .json or .parquet, "
-            "or the format with -f"
+            f"{output}: {suffix} is not written; name a file FILE.csv, .jsonl, .json, .parquet or "
+            ".html, or the format with -f"
         )
     return _SUFFIXES.get(suffix, default)
 

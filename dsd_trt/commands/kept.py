@@ -110,7 +110,13 @@ class KeptOutputs:
         return failures + samples.failures
 
     def _form_of(self, table: str) -> str:
-        return self._form or format_of(table, self._own)
+        form = self._form or format_of(table, self._own)
+        if form == "html":
+            raise InputError(
+                f"{table}: a page is written by score alone: dsd-trt score --pairs PAIRS -o "
+                "FILE.html. Name a file FILE.csv, .jsonl, .json or .parquet here"
+            )
+        return form
 
 
 def _is_webdataset(output: str, *, from_one: bool) -> bool:

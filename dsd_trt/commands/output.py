@@ -40,6 +40,7 @@ class Record:
         reason: why a filter drops the pair; None if it does not.
         row: row of the table that the pair comes from.
         words: words of the text with the scores of their tokens; None if they were not asked for.
+        place: number of its image among those given, or of its row, from 0.
     """
 
     image: str
@@ -50,6 +51,7 @@ class Record:
     reason: str | None = None
     row: TableRow | None = field(default=None, compare=False)
     words: tuple[Word, ...] | None = field(default=None, compare=False)
+    place: int = field(default=0, compare=False)
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -189,18 +191,6 @@ def _remedy(path: str) -> str:
     if os.path.lexists(folder):
         return ""
     return f"; make its folder first: mkdir -p {shlex.quote(str(folder))}"
-
-
-def require_json(path: Path) -> None:
-    """Refuse a file for figures whose name is that of another format than JSON.
-
-    Raises:
-        InputError: its suffix is neither .json nor empty.
-    """
-    if path.suffix.lower() not in ("", ".json"):
-        raise InputError(
-            f"the figures are JSON: give -o {shlex.quote(str(path.with_suffix('.json')))}"
-        )
 
 
 def refuse_input(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:

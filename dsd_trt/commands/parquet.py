@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.commands.layout import MATRIX, NUMBERS, WORDS, Layout
+from dsd_trt.commands.layout import NUMBERS, WORDS
+from dsd_trt.commands.origin import Origin
 from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.files.whole import whole
@@ -17,6 +19,8 @@ from dsd_trt.tables.parquet import ArrowValues, ParquetTable
 from dsd_trt.tables.table import Table
 from dsd_trt.tables.values import encodable, to_cell
 
+METADATA = b"dsd-trt"
+"""Key of the file's metadata that has what scores depend on, as a JSON object of texts."""
 ROWS = 1 << 16  # of a row group: what is in memory at once
 _BYTES = 1 << 24  # of a row group: texts may be long
 _SURVEYED = 8192  # rows of JSONL whose types are inferred at a time
@@ -40,16 +44,17 @@ def require_parquet(output: str) -> None:
         ) from error
 
 
-def write_parquet(output: str, records: Iterable[Record], layout: Layout = MATRIX) -> None:
+def write_parquet(output: str, records: Iterable[Record], origin: Origin | None = None) -> None:
     """Write records atomically; the same records give the same bytes.
 
     Columns of a Parquet table keep their types, those of JSONL get the types of their values, and
-    those of CSV are strings.
+    those of CSV are strings. What the scores depend on is in the file's metadata, as JSON.
 
     Args:
         output: path of the file to write.
         records: rows to write; one row group at a time is held in memory.
-        layout: columns of the file, in order.
+        origin: what the records come from, with the columns of the file; None is scores of images
+            and texts, of which nothing else is known.
 
     Raises:
         DsdError: the disk is full or cannot be written to; an existing file is unchanged.
@@ -57,11 +62,13 @@ def write_parquet(output: str, records: Iterable[Record], layout: Layout = MATRI
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
+    origin = origin or Origin()
+    layout = origin.layout
     passed = _passed(layout.table, layout.names)
     kinds = [_kind(name) for name in layout.added]
     fields = [it.field for it in passed]
     fields += [pyarrow.field(*it) for it in zip(layout.added, kinds, strict=True)]
-    schema = pyarrow.schema(fields, _metadata(layout.table))
+    schema = pyarrow.schema(fields, _metadata(layout.table, origin.facts()))
     with whole(Path(output)) as file, ParquetWriter(file, schema) as writer:
         for rows in _row_groups(records):
             arrays = [_arrays(it, passed) for it in _blocks(rows)]
@@ -106,9 +113,13 @@ def _passed(table: Table | None, names: dict[str, str]) -> list[_Column]:
     ]
 
 
-def _metadata(table: Table | None) -> Any:
+def _metadata(table: Table | None, facts: Mapping[str, str]) -> dict[bytes, bytes] | None:
+    """Metadata of the table that is passed on, and what the scores depend on."""
     reader = table.reader if table is not None else None
-    return reader.schema.metadata if isinstance(reader, ParquetTable) else None
+    own = dict(reader.schema.metadata or {}) if isinstance(reader, ParquetTable) else {}
+    if facts:
+        own[METADATA] = json.dumps(facts, ensure_ascii=False).encode()
+    return own or None
 
 
 def _inferred(table: Table, names: Sequence[str]) -> dict[str, Any]:

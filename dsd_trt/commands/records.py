@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.commands.formats import FORMATS, Streamed
 from dsd_trt.commands.layout import MATRIX, PAIRS, WORDS, Layout, with_words
+from dsd_trt.commands.origin import Origin
 from dsd_trt.commands.output import LineFile, Record, shortest, top_texts
 from dsd_trt.errors import InputError, cut
 from dsd_trt.image.files import printable
@@ -39,6 +40,7 @@ def to_records(
     pairs: Iterable[tuple[str, str]],
     scores: NDArray[np.float32],
     probabilities: NDArray[np.float32],
+    places: Iterable[int],
     words: Sequence[tuple[Word, ...] | None] | None = None,
 ) -> list[Record]:
     """Records of all pairs that have a score.
@@ -47,6 +49,7 @@ def to_records(
         pairs: image and text of each score, in order.
         scores: scores of any shape, NaN for pairs without one.
         probabilities: match probabilities, of the same shape; NaN where there are none.
+        places: number of each score's image among those given.
         words: words of each pair's text with their scores; None if they were not asked for.
     """
     of_pairs = itertools.repeat(None, scores.size) if words is None else words
@@ -56,10 +59,11 @@ def to_records(
             text,
             shortest(score),
             None if np.isnan(probability) else shortest(probability),
+            place=place,
             words=of_pair,
         )
-        for (image, text), score, probability, of_pair in zip(
-            pairs, scores.ravel(), probabilities.ravel(), of_pairs, strict=True
+        for (image, text), score, probability, place, of_pair in zip(
+            pairs, scores.ravel(), probabilities.ravel(), places, of_pairs, strict=True
         )
         if not np.isnan(score)
     ]
@@ -133,7 +137,8 @@ class GridRecords:
             if self._words is not None and image.tokens is not None:
                 rows = zip(self._words, image.tokens, strict=True)
                 words = [scored_words(of_text, scores) for of_text, scores in rows]
-            records = to_records(pairs, image.scores, probabilities, words)
+            places = [self.images - 1] * len(pairs)
+            records = to_records(pairs, image.scores, probabilities, places, words)
             self.scored += len(records)
             yield top_texts(records, self._top_k) if self._top_k else records
 
@@ -153,7 +158,9 @@ class GridRecords:
         for text, found in zip(self.texts, best.rankings(), strict=True):
             scores = np.array([score for *_, score in found], np.float32)
             pairs = [(name, text) for _, name, _ in found]
-            yield to_records(pairs, scores, match_probability(scores, self._calibration))
+            places = [place for place, *_ in found]
+            probabilities = match_probability(scores, self._calibration)
+            yield to_records(pairs, scores, probabilities, places)
 
 
 class PairRecords:
@@ -216,7 +223,7 @@ class PairRecords:
         score = shortest(self.run.scores[number])
         likely = None if np.isnan(probability) else shortest(probability)
         words = self.run.words(number)
-        return Record(image, text, score, likely, error, row=row, words=words)
+        return Record(image, text, score, likely, error, row=row, words=words, place=number)
 
     def _best(self, top_k: int) -> list[Record]:
         """The best rows of each image or text, best first, in order of their first row."""
@@ -253,21 +260,19 @@ def _changed(name: str) -> InputError:
 
 def write_records(
     records: Iterable[list[Record]],
-    layout: Layout,
+    origin: Origin,
     output: str,
     form: str,
     *,
-    grid: bool,
     goes_on: bool,
 ) -> None:
     """Write records in one of the `FORMATS`.
 
     Args:
         records: records, scored while they are iterated over.
-        layout: columns of the output, in order.
+        origin: what the records come from, with the columns of the output.
         output: path of a file, or "-" for standard output.
         form: name of the format.
-        grid: whether the records are every image against every text.
         goes_on: whether the file may already begin with these records.
 
     Raises:
@@ -275,12 +280,12 @@ def write_records(
     """
     written = FORMATS[form]
     if not isinstance(written, Streamed):
-        written.write(output, (record for some in records for record in some), layout, grid)
+        written.write(output, (record for some in records for record in some), origin)
         return
-    file = LineFile(output, written.header(layout), goes_on=goes_on)
+    file = LineFile(output, written.header(origin.layout), goes_on=goes_on)
     try:
         for some in records:
-            file.add(written.lines(some, layout))
+            file.add(written.lines(some, origin.layout))
         file.finish()
     finally:
         file.close()

@@ -42,6 +42,7 @@ Examples:
   dsd-trt score --pairs pairs.csv -f jsonl
   dsd-trt score --pairs found.csv --top-k 5 --by text -o reranked.csv
   head -100 pairs.csv | dsd-trt score --pairs - -o scored.csv
+  dsd-trt score photos/ texts.txt -o scores.html
 """
 
 
@@ -178,6 +179,7 @@ def score(
     from dsd_trt.commands.bundle_checks import require_bundle
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.inputs import images_named, read_texts
+    from dsd_trt.commands.origin import Origin, RecordImages
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.commands.pairs import (
         open_pairs,
@@ -186,6 +188,8 @@ def score(
         report_renamed,
         surveyed,
     )
+    from dsd_trt.commands.provenance import scoring_facts
+    from dsd_trt.commands.record_images import GivenImages, SurveyedImages
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
     from dsd_trt.commands.score_run import describe_run, kept
     from dsd_trt.commands.stopping import saying_how_to_go_on
@@ -248,8 +252,20 @@ def score(
                     error,
                     tokens=tokens,
                 )
-            grid = pairs is None and top_k is None
-            write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
+            pictures: RecordImages = SurveyedImages(survey) if pairs else GivenImages(images)
+
+            def failed() -> tuple[Failure, ...]:
+                """What has no record: rows of pairs have theirs, with the reason."""
+                return unreadable + (() if pairs else tuple(result.errors))
+
+            origin = Origin(
+                result.layout,
+                grid=pairs is None and top_k is None,
+                facts=lambda: scoring_facts(scorer, levels),
+                images=pictures,
+                failures=failed,
+            )
+            write_records(result, origin, output, form, goes_on=resume)
     seconds = time.perf_counter() - started
     _report_time(seconds, result.scored - before, before, prune)
     if isinstance(result, GridRecords) and prune and top_k:

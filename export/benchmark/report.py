@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsd_trt.agreement import spearman
+from dsd_trt.commands.figures import markdown
 from dsd_trt.errors import counted
 from dsd_trt.export.benchmark.contenders import CONTENDERS, REFERENCE, RUNTIME, is_matrix
 from dsd_trt.export.benchmark.measure import Measured
 from dsd_trt.files.schema import to_plain
 
 PERCENTILES = (50, 90, 99)
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads of columns, and cells of rows."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +82,20 @@ class BenchReport:
 
     def to_markdown(self) -> str:
         """Tables of speed, latency and factors, then cold start, failures and the machine."""
-        lines = [
-            f"| {counted(self.pictures, 'image')} x {counted(self.texts, 'text')}, "
-            f"{counted(self.levels, 'level')} | pairs/s "
-            "(median) | min to max | ms per pass | % of matmul peak | peak memory | private "
-            "| mapped | Spearman |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-            *(self._speed(name) for name in CONTENDERS if name in self.contenders),
-            "",
-            *self._latencies(),
-            "",
-            self._factors(),
-            "",
+        factors = "" if (found := self.factors()) is None else markdown(*found)
+        return "\n".join(
+            [
+                markdown(*self.speed()),
+                markdown(*self.latencies()),
+                factors,
+                "".join(f"{it}\n" for it in self.remarks()),
+                f"{self.machine}. {self.largest_product()}\n",
+            ]
+        )
+
+    def remarks(self) -> list[str]:
+        """Sentences on cold starts, on contenders that did not run, and on those refused."""
+        return [
             f"Cold start of `dsd-trt score`, one image and one text: {self.cold_start[0]:.2f} s "
             f"the first time, {self.cold_start[1]:.2f} s after that.",
             *(f"{CONTENDERS[name]} did not run: {why}" for name, why in self.failures.items()),
@@ -98,13 +104,24 @@ class BenchReport:
                 for name, it in self.contenders.items()
                 if it.refused
             ),
-            "",
-            f"{self.machine}. Largest matrix product: "
-            + ", ".join(f"{2e-9 * peak:.0f} GFLOP/s in {p}" for p, peak in self.peaks.items()),
         ]
-        return "\n".join(lines) + "\n"
 
-    def _speed(self, name: str) -> str:
+    def largest_product(self) -> str:
+        """Rates of the largest matrix product, by precision."""
+        peaks = ", ".join(f"{2e-9 * peak:.0f} GFLOP/s in {p}" for p, peak in self.peaks.items())
+        return f"Largest matrix product: {peaks}"
+
+    def speed(self) -> Table:
+        """Heads and rows of the table of speed and memory."""
+        head = [
+            f"{counted(self.pictures, 'image')} x {counted(self.texts, 'text')}, "
+            f"{counted(self.levels, 'level')}",
+            *("pairs/s (median)", "min to max", "ms per pass", "% of matmul peak", "peak memory"),
+            *("private", "mapped", "Spearman"),
+        ]
+        return head, [self._speed(name) for name in CONTENDERS if name in self.contenders]
+
+    def _speed(self, name: str) -> list[str]:
         it, seconds = self.contenders[name], self.seconds_a_pair(name)
         rates = [1 / each for each in seconds]
         pass_seconds = statistics.median(it.score_seconds) / it.passes
@@ -117,27 +134,31 @@ class BenchReport:
             private, mapped = (
                 f"{mib:.0f} MiB" for mib in (it.memory.private_mib, it.memory.mapped_mib)
             )
-        return (
-            f"| {CONTENDERS[name]} | {statistics.median(rates):.3g} "
-            f"| {min(rates):.3g} to {max(rates):.3g} | {1000 * pass_seconds:.3g} | {share} "
-            f"| {it.peak_mib:.0f} MiB | {private} | {mapped} | {self._agreement(name)} |"
-        )
-
-    def _latencies(self) -> list[str]:
-        """Table of latencies as a client sees them who sends one pair after another."""
-        heads = "".join(f" p{percent} |" for percent in PERCENTILES)
-        levels = counted(self.levels, "level")
-        lines = [
-            f"| ms per request: one image, one text, {levels} |{heads} requests |",
-            "|---|" + "---:|" * (len(PERCENTILES) + 1),
+        return [
+            CONTENDERS[name],
+            f"{statistics.median(rates):.3g}",
+            f"{min(rates):.3g} to {max(rates):.3g}",
+            f"{1000 * pass_seconds:.3g}",
+            share,
+            f"{it.peak_mib:.0f} MiB",
+            private,
+            mapped,
+            self._agreement(name),
         ]
+
+    def latencies(self) -> Table:
+        """Latencies as a client sees them who sends one pair after another."""
+        levels = counted(self.levels, "level")
+        percents = [f"p{percent}" for percent in PERCENTILES]
+        head = [f"ms per request: one image, one text, {levels}", *percents, "requests"]
+        rows = []
         for name in CONTENDERS:
             if name in self.contenders:
                 it = self.latency(name)
                 times = (it[f"p{percent}_ms"] for percent in PERCENTILES)
-                cells = " | ".join("-" if ms is None else f"{ms:.3g}" for ms in times)
-                lines.append(f"| {CONTENDERS[name]} | {cells} | {it['requests']} |")
-        return lines
+                cells = ("-" if ms is None else f"{ms:.3g}" for ms in times)
+                rows.append([CONTENDERS[name], *cells, str(it["requests"])])
+        return head, rows
 
     def _agreement(self, name: str) -> str:
         """Rank correlation (Spearman) with PyTorch FP32, for contenders of the same score."""
@@ -148,24 +169,23 @@ class BenchReport:
         ours = np.array(self.contenders[name].scores).ravel()
         return f"{spearman(ours, np.array(self.contenders[REFERENCE].scores).ravel()):.5f}"
 
-    def _factors(self) -> str:
-        """Table of speed-ups of our fastest contender in pair mode, split by cause."""
+    def factors(self) -> Table | None:
+        """Speed-ups of our fastest contender in pair mode, split by cause; None without one."""
         ours = [name for name in RUNTIME if name in self.contenders and not is_matrix(name)]
         if not ours:
-            return ""
+            return None
         best = min(ours, key=lambda name: statistics.median(self.seconds_a_pair(name)))
         mine, my_seconds = self.contenders[best], statistics.median(self.seconds_a_pair(best))
-        lines = [
-            f"| per pair, {CONTENDERS[best]} is faster than | by | from fewer MACs "
-            "| from faster MACs |",
-            "|---|---:|---:|---:|",
+        head = [
+            f"per pair, {CONTENDERS[best]} is faster than",
+            *("by", "from fewer MACs", "from faster MACs"),
         ]
+        rows = []
         for name, it in self.contenders.items():
             if name == best or is_matrix(name):
                 continue
             whole = statistics.median(self.seconds_a_pair(name)) / my_seconds
             less = it.macs / mine.macs
-            lines.append(
-                f"| {CONTENDERS[name]} | {whole:.2f} x | {less:.2f} x | {whole / less:.2f} x |"
-            )
-        return "\n".join(lines)
+            values = (whole, less, whole / less)
+            rows.append([CONTENDERS[name], *(f"{it:.2f} x" for it in values)])
+        return head, rows

@@ -23,8 +23,8 @@ from dsd_trt.commands.options import (
     model_option,
     signature_option,
 )
+from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.files.whole import write_whole
 from dsd_trt.installation import own_command
 from dsd_trt.train.commands.adapters import (
     NONE,
@@ -44,6 +44,7 @@ EXAMPLES = """\b
 Examples:
   dsd-trt bench
   dsd-trt bench --bundle my-scorer --model sd-2-1/ --adapter adapter/ -o bench.json
+  dsd-trt bench -o bench.html
   dsd-trt bench --contenders openvino,torch-bf16 --images 4 --texts 8
 """
 
@@ -80,12 +81,7 @@ Examples:
     help="Engines and loops to measure, such as openvino,torch-bf16.  [default: all]",
 )
 @cache_compiled_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="File for the figures of every round, as JSON.",
-)
+@report_options
 @click.option("--measure", "measured", hidden=True)
 def bench(
     bundle: str | None,
@@ -98,7 +94,7 @@ def bench(
     requests: int | None,
     contenders: str | None,
     cache_compiled: bool,
-    output: Path | None,
+    report: Report,
     measured: str | None,
 ) -> None:
     """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
@@ -112,7 +108,6 @@ def bench(
     """
     from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
-    from dsd_trt.commands.output import refuse_unwritable, require_json
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME, is_matrix
     from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
@@ -121,9 +116,7 @@ def bench(
     names = contenders.split(",") if contenders else list(CONTENDERS)
     if unknown := set(names) - CONTENDERS.keys():
         raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
-    if output:
-        require_json(output)
-        refuse_unwritable(str(output))
+    report.require_possible()
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     file = None
@@ -162,12 +155,13 @@ def bench(
         names = [name for name in names if not is_matrix(name)]
     if any(name not in RUNTIME for name in names):
         note(f"PyTorch's {sentence(file, adapter)}")
-    _run(work, names, output)
+    _run(work, names, report)
 
 
-def _run(work: Work, names: list[str], output: Path | None) -> None:
+def _run(work: Work, names: list[str], report: Report) -> None:
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.machine import describe_machine
+    from dsd_trt.export.benchmark.page import to_page
     from dsd_trt.export.benchmark.report import BenchReport
 
     # In separate processes: a child's peak memory includes what its parent held when it started.
@@ -188,12 +182,12 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
     cold_start = _cold_start(work)
     for name in names:
         note(f"measuring {CONTENDERS[name]}")
-        result = _measure(work, name)
-        if isinstance(result, str):
-            failures[name] = result
+        measured = _measure(work, name)
+        if isinstance(measured, str):
+            failures[name] = measured
         else:
-            found[name] = result
-    report = BenchReport(
+            found[name] = measured
+    result = BenchReport(
         describe_machine(),
         str(work.bundle.folder.name),
         work.pictures,
@@ -204,9 +198,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
         found,
         failures,
     )
-    click.echo(report.to_markdown(), nl=False)
-    if output:
-        write_whole(output, report.to_json())
+    report.write(result.to_markdown, result.to_json, lambda: to_page(result))
 
 
 def _measure(work: Work, name: str) -> Measured | str:

@@ -17,6 +17,7 @@ import pytest
 import tensorrt_rtx
 import torch
 from onnx import TensorProto, helper
+from page_parts import PageParts
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +32,7 @@ from dsd_trt.export.benchmark import runtime
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.benchmark.measure import Measured, build, measure
 from dsd_trt.export.benchmark.memory import PeakMemory, memory_of, run_watched
+from dsd_trt.export.benchmark.page import to_page
 from dsd_trt.export.benchmark.report import PERCENTILES, BenchReport
 from dsd_trt.export.benchmark.work import Work, encoded_requests
 from dsd_trt.pipeline import Pipeline
@@ -140,6 +142,24 @@ def rows(table: str) -> dict[str, list[str]]:
     """Cells of a Markdown table's rows by their first."""
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
     return {first: rest for first, *rest in lines}
+
+
+def test_the_page_has_what_the_tables_have(report: BenchReport) -> None:
+    parts = PageParts("".join(to_page(report)))
+    shown = "\n".join(it.text for it in parts.all("tbody"))
+    for table in report.to_markdown().split("\n\n")[:3]:
+        for name, cells in list(rows(table).items())[2:]:
+            assert "".join([name, *cells]) in shown
+    assert parts.all("script") == []  # and none may run
+    (policy,) = (it.attributes["content"] for it in parts.all("meta") if len(it.attributes) == 2
+                 and "http-equiv" in it.attributes)  # fmt: skip
+    assert "script-src" not in str(policy)
+    # The first table's bars are as long as the rates beside the greatest.
+    speed = report.to_markdown().split("\n\n")[0]
+    rates = [float(cells[0]) for cells in list(rows(speed).values())[2:]]
+    widths = [float(str(it.attributes["width"])) for it in parts.all("rect")[: len(rates)]]
+    assert widths == pytest.approx([100 * it / max(rates) for it in rates], abs=0.01)
+    assert "no compiler" in " ".join(it.text for it in parts.all("p"))
 
 
 def test_a_row_is_what_was_measured(report: BenchReport) -> None:

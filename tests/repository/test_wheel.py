@@ -28,6 +28,7 @@ FOLDERS = {
 }
 LEAN = {"click", "numpy", "pillow", "rich", "tokenizers"}
 EXTRAS = {"cpu", "index", "openvino", "gpu", "rtx", "triton", "train", "export", "test"}
+IN_PAGES = ("page.css", "explorer.js")
 MIB = 2**20
 
 
@@ -90,7 +91,7 @@ def test_modules_are_those_of_the_four_folders(wheel: zipfile.ZipFile, source: P
     assert {path for path in _installed(wheel) if path.suffix == ".py"} == expected
 
 
-def test_other_files_are_the_marker_and_the_embedded_data(
+def test_other_files_are_the_marker_the_embedded_data_and_parts_of_pages(
     wheel: zipfile.ZipFile, source: Path
 ) -> None:
     data = {
@@ -99,7 +100,8 @@ def test_other_files_are_the_marker_and_the_embedded_data(
         if path.is_file()
     }
     others = {path for path in _installed(wheel) if path.suffix not in (".py", ".so")}
-    assert others == data | {PurePosixPath("dsd_trt/py.typed")}
+    pages = {PurePosixPath("dsd_trt/html", it) for it in IN_PAGES}
+    assert others == data | pages | {PurePosixPath("dsd_trt/py.typed")}
     assert PurePosixPath("dsd_trt/data/shapes-bundle/bundle.json") in data
     assert PurePosixPath("dsd_trt/data/shapes-bundle/MODEL_CARD.md") in data
     assert PurePosixPath("dsd_trt/data/shapes-model/model_index.json") in data
@@ -202,6 +204,7 @@ def test_the_sdist_holds_what_building_needs(sdist: Path, source: Path) -> None:
     data = {path for path in (source / "dsd_trt" / "data").rglob("*") if path.is_file()}
     others = {source / it for it in ("LICENSE", "README.md", "pyproject.toml")}
     others |= {source / "dsd_trt" / "py.typed"}
+    others |= {source / "dsd_trt" / "html" / it for it in IN_PAGES}
     others |= {source / "dsd_trt" / "engine" / "pooled_attention.cpp"}
     expected = modules | {path.relative_to(source) for path in data | others}
     assert packed - made == {PurePosixPath(it) for it in expected}

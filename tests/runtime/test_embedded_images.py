@@ -127,7 +127,8 @@ def test_a_row_out_for_each_row_in(
     assert ended.code == 3, ended.err
     out = parquet.read_table(tmp_path / "out.parquet")
     assert out.select(given.column_names).equals(given)
-    assert out.schema.metadata == given.schema.metadata
+    own = {b"dsd-trt": out.schema.metadata[b"dsd-trt"]}
+    assert out.schema.metadata == given.schema.metadata | own
     require_scores(out.to_pylist(), of, pixels)
     errors = out.column("error").to_pylist()
     for place, part in enumerate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,10 @@ def test_it_holds_what_the_other_formats_hold(
             *([("error", pyarrow.string())] if "--pairs" in what else []),
         ]
     )
+    facts = json.loads(table.schema.metadata[b"dsd-trt"])
+    assert {"bundle", "bundle sha256", "mode", "engine", "noise levels", "versions"} == {*facts}
+    assert "onnxruntime" in facts["engine"]
+    assert f"pillow {version('pillow')}" in facts["versions"]
     expected = [json.loads(line) for line in lines.out.splitlines()]
     assert expected
     for record in expected:  # Python reads doubles

@@ -166,7 +166,11 @@ COMMANDS = {
             "--image-column text --text-column image",
         ),
         ("pairs t.csv --images photos.zip", "no folder, index or tar file", "Unpack it"),
-        ("pairs t.csv -o scores.xlsx", ".xlsx is not written", ".csv, .jsonl, .json or .parquet"),
+        (
+            "pairs t.csv -o scores.xlsx",
+            ".xlsx is not written",
+            ".csv, .jsonl, .json, .parquet or .html",
+        ),
         ("filter t.csv --keep-best 3 -o kept.tsv", ".tsv is not written", "the format with -f"),
         ("filter t.csv --keep-best 3 -o k.csv --dropped d.gz", ".gz is not written", "with -f"),
         ("filter t.csv --keep-best 3 -o k.csv --copy-to full", "full is there", "--force"),

@@ -12,6 +12,7 @@ import torch
 from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from page_parts import PageParts
 
 from dsd_trt.commands.main import cli
 from dsd_trt.train.build import build_scoring_unet
@@ -163,8 +164,15 @@ def test_every_figure_has_its_settings(
 
 def test_command_writes_tables_and_a_plot(folder: Path, tmp_path: Path) -> None:
     arguments = ["ablate", "--model", str(folder), "--data", "shapes-comvg", "--limit", "4"]
-    done = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path)])
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path), "-o", str(page)])
     assert done.exit_code == 0, done.output
+    parts = PageParts(page.read_text("utf-8"))
+    figures = json.loads((tmp_path / "ablation.json").read_text("utf-8"))["figures"]
+    assert [it.text for it in parts.all("caption")] == list(figures)
+    shown = [it.attributes["width"] for it in parts.all("rect")]
+    points = [point["accuracy"] for points in figures.values() for point in points]
+    assert list(map(float, map(str, shown))) == pytest.approx(points, abs=0.01)
     assert (tmp_path / "ablation.md").read_text("utf-8") == done.stdout
     assert len(json.loads((tmp_path / "ablation.json").read_text("utf-8"))["figures"]) == 4
     assert (tmp_path / "ablation.png").stat().st_size > 5000

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from bundles import closed_form, probability
 from numpy.typing import NDArray
+from page_parts import PageParts
 from PIL import Image
 
 from dsd_trt import Bundle
@@ -150,3 +152,66 @@ def test_no_training_extra_is_needed(bundle: Bundle, labelled: Labelled) -> None
     assert "ROC AUC" in done.stdout
     assert (Path("out") / "table.md").read_text() == done.stdout
     assert not (Path("out") / "figures.png").exists()
+
+
+def test_a_page_has_figures_confusions_and_answers(bundle: Bundle, labelled: Labelled) -> None:
+    labelled.write(("gone.png", "a dog", 1))
+    Path("2.png").write_text("no image")
+    assert _eval(bundle, "--data", "pairs.csv", "-o", "figures.json", "--out", "kept") == 3
+    assert _eval(bundle, "--data", "pairs.csv", "-o", "answers.html", "--out", "kept") == 3
+    figures, parts = _figures(), PageParts(Path("answers.html").read_text("utf-8"))
+    captions = [it.text for it in parts.all("caption")]
+    accuracy, pairs, confusions, failed = captions
+    assert (pairs, failed) == (
+        f"{figures['pairs']['pairs']} pairs of {figures['pairs']['groups']} images, "
+        f"{figures['pairs']['positives']} of them positive",
+        "Could not be scored: 2",
+    )
+    (row,) = figures["figures"]
+    shown = [it.text for it in parts.all("span") if it.attributes.get("class") == "number"]
+    assert shown[0] == f"{row['top1']:.1f}"
+    names, answers = parts.data("names"), parts.data("rows")
+    assert figures["left_out"] == 1
+    assert len(answers) == row["questions"] + figures["left_out"]
+    wrong = Counter[tuple[str, str]]()
+    for image, text, kind, chosen, rank, candidates, said, more in answers:
+        assert kind == "text"
+        right, name = names["texts"][text], names["images"][image]
+        assert len(more["All candidates"]) == candidates
+        if said == "left out":
+            assert (rank, chosen, name) == (None, None, "2.png")
+            continue
+        assert said == ("right" if rank == 1 else "wrong")
+        # From the closed form: which of the image's texts has the highest score.
+        pixels = np.asarray(Image.open(name))
+        offered = {it: closed_form(pixels, it) for it in more["All candidates"]}
+        best = max(offered, key=lambda it: offered[it])
+        assert names["texts"][chosen] == best
+        if said == "wrong":
+            wrong[right, best] += 1
+    assert wrong
+    assert confusions.startswith(f"Which wrong text won: {len(wrong)} of {len(wrong)}")
+    body = parts.all("tbody")[2].text.splitlines()
+    assert sum(int(line[-1]) for line in body) == sum(wrong.values())
+    assert all(any(a + b in line for line in body) for a, b in wrong)
+    assert accuracy.startswith("Accuracy")
+
+
+@pytest.mark.parametrize("name", ["figures.csv", "figures.txt"])
+def test_figures_are_json_or_a_page(
+    bundle: Bundle, labelled: Labelled, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _eval(bundle, "--data", labelled.write(), "-o", name) == 2
+    assert "-o figures.json or figures.html" in capsys.readouterr().err
+
+
+def test_a_page_goes_to_the_file_or_to_a_pipe(
+    bundle: Bundle, labelled: Labelled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = labelled.write()
+    _eval(bundle, "--data", data, "-f", "html", "-o", "page")
+    assert capsys.readouterr().out.startswith("| asked")
+    assert Path("page").read_text().startswith("<!DOCTYPE html>")
+    _eval(bundle, "--data", data, "-f", "html", "-o", "figures.json")
+    assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
+    assert _figures()["data"] == data

@@ -58,22 +58,22 @@ def _question(number: int, candidates: int = 3) -> Question:
 
 
 @pytest.mark.parametrize(
-    ("scores", "rank"),
+    ("scores", "rank", "chosen"),
     [
-        ([0.1, 0.3, 0.2], 1),
-        ([0.4, 0.3, 0.2], 2),
-        ([0.4, 0.3, 0.5], 3),
-        ([0.3, 0.3, 0.1], 2),  # a tie stands before
-        ([0.3, 0.3, 0.3], 3),
-        ([0.1, math.nan, 0.2], None),
-        ([math.nan, 0.3, 0.2], None),  # nobody knows whether it would have been higher
-        ([0.1, 0.3, math.inf], None),
+        ([0.1, 0.3, 0.2], 1, 1),
+        ([0.4, 0.3, 0.2], 2, 0),
+        ([0.4, 0.3, 0.5], 3, 2),
+        ([0.3, 0.3, 0.1], 2, 0),  # a tie stands before
+        ([0.3, 0.3, 0.3], 3, 0),
+        ([0.1, math.nan, 0.2], None, None),
+        ([math.nan, 0.3, 0.2], None, None),  # nobody knows whether it would have been higher
+        ([0.1, 0.3, math.inf], None, None),
     ],
 )
 def test_a_rank_counts_ties_against_it_and_needs_all_scores(
-    scores: list[float], rank: int | None
+    scores: list[float], rank: int | None, chosen: int | None
 ) -> None:
-    assert grade(_question(1), scores) == Answer("kind", "source 1", 3, rank)
+    assert grade(_question(1), scores) == Answer("kind", "source 1", 3, rank, chosen=chosen)
 
 
 class Judge:

@@ -12,6 +12,7 @@ import click
 from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
+from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   dsd-trt ablate --data shapes-comvg --limit 300 --out ablation/
+  dsd-trt ablate --data shapes-comvg --limit 300 --out ablation/ -o ablation.html
   dsd-trt ablate --model sd-2-1/ --data comvg --root data/comvg --limit 500 --out ablation/
 """
 
@@ -52,6 +54,7 @@ _FIGURES = "ablation.json"
     type=click.Path(file_okay=False, path_type=Path),
     help="Output folder for ablation.md, ablation.json and ablation.png.",
 )
+@report_options
 @pytorch_threads_option
 @seed_option("Random seed of the split and of the heads that are left out.")
 @click.pass_context
@@ -65,6 +68,7 @@ def ablate(
     images_at: Path | None,
     limit: int,
     out: Path,
+    report: Report,
     threads: int | None,
     seed: int,
 ) -> None:
@@ -82,6 +86,7 @@ def ablate(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     require_writable(out)
+    report.require_possible()
     require_run(out, _FIGURES)
     part = open_dataset(data, root, "test", seed, limit, columns=columns, images=images_at)
     file = chosen_adapter(adapter, model)
@@ -100,7 +105,7 @@ def ablate(
     from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-    from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
+    from dsd_trt.train.evaluation.ablation import LEVELS, as_page, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.encodings import encode_questions
     from dsd_trt.train.left_out import LeftOut
@@ -141,9 +146,15 @@ def ablate(
         "seed": seed,
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
-    write_whole(out / _FIGURES, json.dumps(plain, indent=2) + "\n")  # first: it marks the folder
+    as_json = json.dumps(plain, indent=2) + "\n"
+    write_whole(out / _FIGURES, as_json)  # first: it marks the folder
     write_whole(out / "ablation.md", table)
     title = f"{model} on {data}, {counted(len(examples), 'question')}"
     plot(ablations, out / "ablation.png", title)
-    click.echo(table, nl=False)
+    facts = {name: str(plain[name]) for name in ("model", "adapter", "data", "questions", "seed")}
+    report.write(
+        lambda: table,
+        lambda: as_json,
+        lambda: as_page(ablations, title, left_out, facts),
+    )
     report_left_out(ctx, left_out, part.failures)

@@ -12,10 +12,10 @@ import click
 from dsd_trt.commands.environment import SettingsCommand, on_command_line, setting
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.opening import Opening, opening_options
-from dsd_trt.commands.options import Share, mode_option, seed_option, table_format_option
+from dsd_trt.commands.options import Share, mode_option, seed_option
+from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
-from dsd_trt.files.whole import write_whole
 from dsd_trt.train.commands.adapters import (
     OWN,
     adapter_option,
@@ -34,6 +34,7 @@ Examples:
   dsd-trt eval my-scorer --data shapes-comvg --limit 500
   dsd-trt eval my-scorer --data comvg --root data/comvg --out results/
   dsd-trt eval my-scorer --data labelled.csv --threshold 0.8 -o figures.json
+  dsd-trt eval my-scorer --data labelled.csv -o answers.html
   dsd-trt eval sd-2-1/ --adapter adapter/ --data refcocog --root data/coco -f json
 """
 
@@ -92,14 +93,7 @@ class _Evaluate(SettingsCommand):
     help="Of a table: report precision and recall of the pairs whose probability is at least P; "
     "may be repeated.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="JSON file for the figures.",
-)
-@table_format_option
+@report_options
 @seed_option("Random seed of the split and of the wrong candidates.")
 @click.pass_context
 def evaluate(
@@ -117,8 +111,7 @@ def evaluate(
     adapter: str,
     out: Path | None,
     thresholds: tuple[float, ...],
-    output: Path | None,
-    form: str,
+    report: Report,
     seed: int,
 ) -> None:
     """Measure the accuracy of a bundle, or of a model in PyTorch, on test questions.
@@ -138,7 +131,8 @@ def evaluate(
     require_columns(data, root, columns)  # before anything else is imported
 
     from dsd_trt.bundle.place import EMBEDDED, bundle_folder, names_bundle
-    from dsd_trt.commands.output import refuse_input, refuse_unwritable, require_json
+    from dsd_trt.commands.output import refuse_input
+    from dsd_trt.commands.provenance import scoring_facts, versions
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset, table_path
     from dsd_trt.train.diffusion.place import EMBEDDED as SHAPES
@@ -149,8 +143,7 @@ def evaluate(
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     if out:
         require_writable(out)
-    if output:
-        refuse_unwritable(str(output))
+    report.require_possible()
     is_bundle = names_bundle(scorer)
     file = None
     if is_bundle and adapter != OWN:
@@ -186,10 +179,8 @@ def evaluate(
         labelled = labelled_pairs(
             table_path(data, root), columns, questions, seed, limit, images_at
         )
-    if output and questions.table:
-        refuse_input(str(output), [table_path(data, root)])
-    if output:
-        require_json(output)
+    if report.output and questions.table:
+        refuse_input(str(report.output), [table_path(data, root)])
 
     if not is_bundle:
         from dsd_trt.train.run.libraries import hush_libraries
@@ -199,6 +190,7 @@ def evaluate(
     from dsd_trt.train.evaluation.answers import Expect, ask, expect_nothing
     from dsd_trt.train.evaluation.by_bundle import BundleScore
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
+    from dsd_trt.train.evaluation.page import Asked
     from dsd_trt.train.evaluation.pairs import PairScores
     from dsd_trt.train.question import Score
     from dsd_trt.train.run.progress import StageProgress
@@ -247,9 +239,10 @@ def evaluate(
             )
             score, expect = pairs, expect_nothing
         progress.step("asking questions", 0, questions.total)
+        noted = Asked()
         answers = list(
             ask(
-                questions,
+                noted.through(questions) if report.has_page else questions,
                 score,
                 out and out / "answers.jsonl",
                 lambda answered: progress.step("asking questions", answered, questions.total),
@@ -284,11 +277,20 @@ def evaluate(
                 else "thresholds are for a bundle's "
                 "probabilities: export the model, then measure the bundle"
             )
+    title = f"{Path(scorer).name} on {data}"
     if out:
-        write(out, rows, about, f"{Path(scorer).name} on {data}", left_out, summary)
-    as_json = to_json(rows, about, left_out, summary)
-    if output:
-        write_whole(output, as_json)
-    as_table = as_text(rows, left_out, computed_by, summary)
-    click.echo(as_json if form == "json" else as_table, nl=False)
+        write(out, rows, about, title, left_out, summary)
+
+    def facts() -> dict[str, str]:
+        """What a page says of the evaluation."""
+        own = {name: str(it) for name, it in about.items() if it is not None}
+        return own | (scoring_facts(opened) if is_bundle else {"versions": versions()})
+
+    report.write(
+        lambda: as_text(rows, left_out, computed_by, summary),
+        lambda: to_json(rows, about, left_out, summary),
+        lambda: noted.page(
+            title, answers, rows, [*left_out.failures, *questions.failures], summary, facts()
+        ),
+    )
     report_left_out(ctx, left_out, questions.failures)

@@ -7,7 +7,7 @@ heads or levels then only sets weights to zero, without another forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dsd_trt.commands.provenance import run_facts, versions
 from dsd_trt.errors import counted
 from dsd_trt.files.whole import whole
+from dsd_trt.html.page import page
+from dsd_trt.html.tables import Bar, Cell, failures, section, table
 from dsd_trt.train.fewshot.examples import Examples
+from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 from dsd_trt.train.scoring.pooling import CrossAttention, attribution, logsumexp_pool, pool
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
@@ -219,6 +223,35 @@ def as_text(ablations: Mapping[str, Sequence[Point]]) -> str:
         rows = "".join(f"| {point.setting} | {point.accuracy:.1f} |\n" for point in points)
         parts.append(f"| {name} | accuracy, % |\n|---|---:|\n{rows}")
     return "\n".join(parts)
+
+
+def as_page(
+    ablations: Mapping[str, Sequence[Point]],
+    title: str,
+    left_out: LeftOut,
+    facts: Mapping[str, str],
+) -> Iterator[str]:
+    """A page with one table of bars per figure, in parts.
+
+    Args:
+        ablations: points of each figure, by its title.
+        title: title of the page.
+        left_out: questions left out, with their failures.
+        facts: provenance for the foot, by name.
+    """
+
+    def body() -> Iterator[str]:
+        for name, points in ablations.items():
+            rows: list[list[Cell]] = [
+                [it.setting, Bar(f"{it.accuracy:.1f}", it.accuracy / 100)] for it in points
+            ]
+            yield section(name, table(name, ["Setting", "Accuracy, %"], rows, heading=True))
+        failed = [(it.image or "", it.text or "", it.reason) for it in left_out.failures]
+        yield failures(failed, len(failed))
+
+    used = {"versions": f"{versions()}, torch {torch.__version__}"}
+    summary = "Accuracy with fewer layers, heads and noise levels, and with other poolings."
+    return page(title, summary, body(), {**facts, **used, **run_facts()})
 
 
 def plot(ablations: Mapping[str, Sequence[Point]], path: Path, title: str) -> None:

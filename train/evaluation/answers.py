@@ -41,6 +41,8 @@ class Answer:
         rank: rank of the right candidate, from 1; candidates of equal score precede it, so a tie
             is a wrong answer. None if the question was left out.
         failures: failures that the question was left out for.
+        chosen: index of the candidate with the highest score; of a wrong answer, the one that won
+            or tied. None if the question was left out, or answered by an earlier version.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Answer:
     candidates: int
     rank: int | None
     failures: tuple[Failure, ...] = ()
+    chosen: int | None = None
 
 
 def grade(question: Question, scores: Sequence[float], failures: Sequence[Failure] = ()) -> Answer:
@@ -58,11 +61,13 @@ def grade(question: Question, scores: Sequence[float], failures: Sequence[Failur
         scores: score of each candidate; NaN for all of them if the question is left out.
         failures: failures that prevented a score.
     """
-    rank = None
+    rank = chosen = None
     if np.isfinite(scores).all():
-        others = np.delete(np.asarray(scores), question.right)
+        others = np.array(scores, np.float64)
+        others[question.right] = -np.inf
         rank = 1 + int((others >= scores[question.right]).sum())
-    return Answer(question.kind, question.source, len(scores), rank, tuple(failures))
+        chosen = question.right if rank == 1 else int(others.argmax())
+    return Answer(question.kind, question.source, len(scores), rank, tuple(failures), chosen)
 
 
 def ask(
@@ -161,6 +166,8 @@ def _line(answer: Answer, question: str) -> str:
     plain = {**asdict(answer), "question": question}
     if not answer.failures:
         del plain["failures"]
+    if answer.chosen is None:
+        del plain["chosen"]
     return f"{json.dumps(plain)}\n"
 
 
@@ -183,7 +190,9 @@ def _parse(line: str) -> tuple[Answer, str]:
     if not isinstance(plain, dict):
         raise ValueError("not an object")
     question = str(plain.pop("question", ""))
-    answer = from_plain(Answer, {"failures": [], **plain})
+    answer = from_plain(Answer, {"failures": [], "chosen": None, **plain})
     if answer.rank is not None and not 1 <= answer.rank <= answer.candidates:
         raise ValueError(f"rank is {answer.rank} of {answer.candidates}")
+    if answer.chosen is not None and not 0 <= answer.chosen < answer.candidates:
+        raise ValueError(f"chosen is {answer.chosen} of {answer.candidates}")
     return answer, question
