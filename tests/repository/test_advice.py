@@ -88,6 +88,7 @@ def test_where_signatures_are_required_advice_about_the_demonstration_can_be_fol
     (tmp_path / "a.png").write_bytes((ROOT / "examples" / "images" / "lone-star.png").read_bytes())
     arguments: dict[str, list[Any]] = {
         "score": ["a.png", "texts.txt"],
+        "explain": ["a.png", "a dog", "-o", "a.json"],
         "filter": ["t.csv", "--keep-best", "1", "-o", "kept.csv"],
         "index": ["a.png", "index"],
         "calibrate": [EMBEDDED, "--data", "t.csv", "--out", "new"],
