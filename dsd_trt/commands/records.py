@@ -98,7 +98,8 @@ class GridRecords:
         by: By = "image",
         error: float = ERROR,
     ) -> None:
-        self._top_k, self._prune, self._by, self.texts = top_k, prune, by, texts
+        self._top_k, self._prune, self._by = top_k, prune, by
+        self.texts: Sequence[str] = texts
         searched = top_k if prune else None
         self.layout = MATRIX
         self._stream = scorer.stream(
@@ -106,7 +107,9 @@ class GridRecords:
         )
         self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
-        self.images = self.scored = self.passes = 0
+        self.images: int = 0
+        self.scored: int = 0
+        self.passes: int = 0
         self.first: list[NDArray[np.float32]] = []
 
     def __iter__(self) -> Iterator[list[Record]]:
@@ -157,8 +160,9 @@ class PairRecords:
     """
 
     def __init__(self, run: PairRun, top_k: int | None = None, by: By = "image") -> None:
-        self.run, self._top_k, self._by = run, top_k, by
-        self.layout = Layout.passing(run.survey.source)
+        self.run: PairRun = run
+        self._top_k, self._by = top_k, by
+        self.layout: Layout = Layout.passing(run.survey.source)
         self.errors: list[Failure] = []
 
     @property

@@ -201,8 +201,8 @@ def test_extras_exist() -> None:
         for group in re.findall(r"pip install (?:-c \S+ )?'[^'\[]*\[(.*?)\]'", text)
         for extra in group.split(",")
     }
-    # Of those, "test" is for the checks of a clone.
-    assert named == project["optional-dependencies"].keys() - {"test"}
+    # Of those, "docs" and "test" are for the work on a clone.
+    assert named == project["optional-dependencies"].keys() - {"docs", "test"}
 
 
 def test_links_to_code_name_what_is_there() -> None:

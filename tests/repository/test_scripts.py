@@ -25,6 +25,7 @@ COMMANDS = [
     "tools/embed_model.py nowhere",
     "tools/embed_model.py .",
     "tools/audit.py",
+    "tools/check_types.py --pyright nowhere",
     "tools/make_score_matrix.py nowhere",
     "tools/make_reliability.py --triton nowhere/python",
     "tools/gpu_offline/report.py nowhere.json",
