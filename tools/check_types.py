@@ -43,7 +43,7 @@ def verify(pyright: Path, folder: Path) -> dict[str, Any]:
     """What pyright says of the types.
 
     Args:
-        pyright: pyright's command.
+        pyright: path of pyright's command.
         folder: folder that the package was installed into.
     """
     work = folder / "work"  # without the sources, which would be found first
