@@ -50,7 +50,11 @@ SHELL = list(
 # A signature needs a key: tests/runtime/test_signature.py scores with one.
 SCORE = [line for line in SHELL if "dsd-trt score" in line and "--require-signature" not in line]
 INDEX = [line for line in SHELL if line.startswith("dsd-trt index")]
-OTHERS = [line for line in SHELL if "dsd-trt" in line and line not in SCORE]
+OTHERS = [
+    line
+    for line in SHELL
+    if "dsd-trt" in line and line not in SCORE and not line.startswith("pip ")
+]
 
 
 def _commands() -> list[click.Command]:
@@ -100,7 +104,10 @@ def test_other_commands_are_understood(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for folder in ("run/model/adapter", "adapter", "matrix-adapter", "my-scorer"):
+    for folder in (
+        *("run/model/adapter", "adapter", "matrix-adapter", "my-scorer"),
+        "benchmarks/tiny-clip",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("scorer.key", "scorer.pub", "labelled.csv"):
         (tmp_path / file).touch()
