@@ -1,7 +1,7 @@
 """How much of the installed package has a type that pyright knows: `make types`.
 
-The wheel's files are installed into a temporary folder, beside the packages of the environment that
-runs this. `pyright --verifytypes` then reads every public name in it.
+The package is installed as users do, from a copy of the sources, beside the packages of the
+environment that runs this. `pyright --verifytypes` then reads every public name in it.
 
     python tools/check_types.py --pyright .venv-types/bin/pyright
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ LEAST = 0.97
 
 
 def install(folder: Path) -> None:
-    """Install the package without its dependencies, from a copy that building may write into."""
+    """Make an environment with the package, and with the packages of the one that runs this."""
     source = folder / "source"
     names = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -34,8 +34,13 @@ def install(folder: Path) -> None:
             target.symlink_to((ROOT / name).readlink())
         elif (ROOT / name).is_file():
             target.write_bytes((ROOT / name).read_bytes())
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    others = [it for it in sys.path if it.endswith("site-packages")]
+    (packages / "others.pth").write_text("\n".join(others))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--target", str(folder / "installed"), str(source)]
+    command += ["--no-build-isolation", "--target", str(packages), str(source)]
     subprocess.run(command, check=True)
 
 
@@ -48,12 +53,12 @@ def verify(pyright: Path, folder: Path) -> dict[str, Any]:
     """
     work = folder / "work"  # without the sources, which would be found first
     work.mkdir()
-    paths = [str(folder / "installed"), sysconfig.get_path("purelib"), *_borrowed()]
-    settings = {"extraPaths": paths, "pythonVersion": "3.11"}
-    (work / "pyrightconfig.json").write_text(json.dumps(settings))
+    # It looks for packages where the first `python` of PATH does.
+    path = f"{folder / 'environment' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [pyright.absolute(), "--verifytypes", "dsd_trt", "--ignoreexternal", "--outputjson"],
         cwd=work,
+        env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
     )
@@ -62,12 +67,6 @@ def verify(pyright: Path, folder: Path) -> dict[str, Any]:
         raise SystemExit(f"{pyright} printed no report: {done.stderr or done.stdout}")
     report: dict[str, Any] = json.loads(done.stdout[start:])
     return report
-
-
-def _borrowed() -> list[str]:
-    """Folders of packages that this environment's .pth files add."""
-    own = sysconfig.get_path("purelib")
-    return [it for it in sys.path if it.endswith("site-packages") and it != own]
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ class Stage:
 
         Args:
             place: path of the page, relative to the repository.
-            text: its Markdown.
+            text: content of the page, in Markdown.
         """
         target = self.folder / place
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ COMMANDS = [
     "tools/audit.py",
     "tools/check_types.py --pyright nowhere",
     "tools/make_score_matrix.py nowhere",
+    "tools/run_notebook.py nowhere.ipynb",
     "tools/make_reliability.py --triton nowhere/python",
     "tools/gpu_offline/report.py nowhere.json",
     "tools/gpu_offline/report.py docs",
