@@ -69,6 +69,7 @@ SMALLER = [
     (r"/models/my-scorer", "my-scorer"),
     (r"\.\.\./dsd_trt/data/shapes-bundle", "my-scorer"),
 ]
+SLOWLY = (pytest.mark.slow, pytest.mark.timeout(3600))
 SLOW = {  # they train or export
     *("README.md", "docs/export.md", "docs/search.md", "docs/speed.md", "docs/train.md"),
 }
@@ -170,7 +171,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "examples" / "images", tmp_path / "photos")
     shutil.copytree(bundle_folder(None), tmp_path / "my-scorer")
     shutil.copy(ROOT / "examples" / "texts.txt", tmp_path)
-    for name in ("labelled.csv", "others.csv"):
+    for name in ("labelled.csv", "others.csv", "mine.csv", "held-out.csv"):
         table = (ROOT / "examples" / "labelled.csv").read_text("utf-8")
         (tmp_path / name).write_text(table.replace("images/", "photos/"), "utf-8")
     programs = tmp_path / "programs"
@@ -209,7 +210,7 @@ def smaller(body: str) -> str:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(it, marks=pytest.mark.slow) if it in SLOW else it for it in sorted(TO_RUN)],
+    [pytest.param(it, marks=SLOWLY) if it in SLOW else it for it in sorted(TO_RUN)],
 )
 def test_blocks_run_in_their_order(page: str, clone: Path) -> None:
     for block in TO_RUN[page]:

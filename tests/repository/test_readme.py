@@ -109,7 +109,7 @@ def test_other_commands_are_understood(
         "benchmarks/tiny-clip",
     ):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("scorer.key", "scorer.pub", "labelled.csv"):
+    for file in ("scorer.key", "scorer.pub", "labelled.csv", "held-out.csv"):
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(line)

@@ -109,6 +109,7 @@ def test_the_runner_stops_at_an_error(tmp_path: Path, source: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("tour"))
     path = tmp_path / "examples" / "tour.ipynb"
