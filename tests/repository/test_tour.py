@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -30,7 +31,7 @@ def cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, RUNNER, path, *options]
+    command = [sys.executable, str(RUNNER), str(path), *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -45,9 +46,7 @@ def test_it_is_a_notebook_whose_cells_ran_in_order(kept: dict[str, Any]) -> None
     assert [it["execution_count"] for it in cells(kept)] == [*range(1, len(cells(kept)) + 1)]
     assert len({it["id"] for it in kept["cells"]}) == len(kept["cells"])
     if importlib.util.find_spec("nbformat"):
-        import nbformat
-
-        nbformat.validate(kept)
+        importlib.import_module("nbformat").validate(kept)
 
 
 def test_its_outputs_are_small_and_have_no_paths_of_a_machine(kept: dict[str, Any]) -> None:
@@ -79,7 +78,7 @@ def test_training_helped_in_the_run_that_is_kept(kept: dict[str, Any]) -> None:
 def notebook_of(folder: Path, *sources: str) -> Path:
     """A notebook with some cells of code."""
     path = folder / "some.ipynb"
-    plain = {
+    plain: dict[str, Any] = {
         "cells": [
             {"cell_type": "code", "source": it, "outputs": [], "execution_count": None}
             for it in sources

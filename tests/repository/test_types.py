@@ -17,7 +17,8 @@ PYRIGHT = str(OWN) if OWN.exists() else shutil.which("pyright")
 @pytest.mark.slow
 @pytest.mark.skipif(PYRIGHT is None, reason="pyright is not installed: make types")
 def test_pyright_knows_the_types_of_the_installed_package() -> None:
-    command = [sys.executable, ROOT / "tools" / "check_types.py", "--pyright", str(PYRIGHT)]
+    script = str(ROOT / "tools" / "check_types.py")
+    command = [sys.executable, script, "--pyright", str(PYRIGHT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "public names have a known type" in done.stdout
