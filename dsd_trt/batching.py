@@ -182,7 +182,7 @@ class FastestBatch:
         self._key = f"{key}, batches up to {largest}"
         if len(sizes) > 1 and (known := recall("batch", self._key)) in sizes:
             sizes = [int(known)]
-        self.size = sizes[0]
+        self.size: int = sizes[0]
         self._untried = sizes * (1 + _TIMED) if len(sizes) > 1 else []
         self._seconds: dict[int, list[float]] = {
             size: [] for size in sizes

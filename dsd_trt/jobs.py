@@ -177,8 +177,8 @@ class Tally:
     def __init__(self, progress: Progress | None, total: int | None, levels: int) -> None:
         self._progress = checked_progress(progress)
         self._total, self._levels = total, levels
-        self.finished = 0  # passes computed or skipped
-        self.passes = 0
+        self.finished: int = 0  # passes computed or skipped
+        self.passes: int = 0
 
     def add(self, passes: int) -> None:
         """Count passes that were computed."""

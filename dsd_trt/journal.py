@@ -53,7 +53,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, size: int, parts: Mapping[str, Scored], pairs: int) -> None:
-        self.path, self.pairs = path, pairs
+        self.path: Path = path
+        self.pairs: int = pairs
         self._size, self._kept, self._parts = size, size, dict(parts)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | BINARY, 0o666)
         os.ftruncate(self._file, size)

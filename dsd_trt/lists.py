@@ -250,8 +250,10 @@ class Audits:
 
     def __init__(self, error: float) -> None:
         self._error = error
-        self.lists = self.audits = self.failures = 0
-        self.ended = False
+        self.lists: int = 0
+        self.audits: int = 0
+        self.failures: int = 0
+        self.ended: bool = False
         self._more = 0  # lists to audit after a failure
 
     def due(self, ahead: int = 0) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import (
     MASK_STEP,
+    BatchSizes,
     FastestBatch,
 )
 from dsd_trt.bundle.adapter_input import adapter_feed
@@ -99,8 +100,9 @@ class Pipeline:
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
-        self.backend = backend = backend.within(bundle, memory_budget_mb)
-        self.batch = checked_batch_sizes(backend, bundle, memory_budget_mb)
+        backend = backend.within(bundle, memory_budget_mb)
+        self.backend: Backend = backend
+        self.batch: BatchSizes = checked_batch_sizes(backend, bundle, memory_budget_mb)
         logger.info(
             "batches of up to %d images, %d texts, %d passes of the pair scorer; memory for "
             "activations: %s",
@@ -121,7 +123,9 @@ class Pipeline:
             and memory_budget_mb * 2**20 < weight_bytes(bundle.folder)
         )
         self._closed = False
-        self.self_check = SelfCheck.read(bundle) if self_check is True else self_check or None
+        self.self_check: SelfCheck | None = (
+            SelfCheck.read(bundle) if self_check is True else self_check or None
+        )
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )

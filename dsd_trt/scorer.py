@@ -15,7 +15,7 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Calibration, Manifest
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.place import bundle_folder
-from dsd_trt.bundle.probability import calibration_at, why_no_probability
+from dsd_trt.bundle.probability import Rounding, calibration_at, why_no_probability
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
@@ -161,7 +161,7 @@ class Scorer:
         tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
         cache_compiled = checked_flag(cache_compiled, "cache_compiled")
         self.bundle = bundle
-        self.text_cache = TextCache(text_cache_mb)
+        self.text_cache: TextCache = TextCache(text_cache_mb)
         self._told_no_probability = False
         self._session = session = open_session(
             bundle,
@@ -174,7 +174,8 @@ class Scorer:
             threads,
             cache_compiled,
         )
-        self.mode, self.rounding = session.mode, session.rounding
+        self.mode: Mode = session.mode
+        self.rounding: Rounding | None = session.rounding
         self._pipeline = session.pipeline
         self._jobs = JobScorer(session.pipeline, bundle.manifest, self.mode, self.text_cache)
 

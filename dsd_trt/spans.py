@@ -107,7 +107,8 @@ class Recording:
     def __init__(
         self, most: int = MOST_SPANS, clock: Callable[[], int] = time.perf_counter_ns
     ) -> None:
-        self.began, self.left_out = time.time(), 0
+        self.began: float = time.time()
+        self.left_out: int = 0
         self._most, self._clock, self._first = most, clock, clock()
         self._spans: list[Span] = []
         self._lanes: list[Lane] = []

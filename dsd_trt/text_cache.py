@@ -58,7 +58,8 @@ class TextCache:
         self._rows: OrderedDict[str, _Row] = OrderedDict()  # used longest ago first
         self._bytes = 0
         self._lock = threading.RLock()  # a signal handler may interrupt
-        self.hits = self.misses = 0
+        self.hits: int = 0
+        self.misses: int = 0
 
     def __len__(self) -> int:
         """Number of texts it holds."""

@@ -75,7 +75,7 @@ class LayerTable:
     """
 
     def __init__(self, layers: Iterable[Layer]) -> None:
-        self.layers = tuple(layers)
+        self.layers: tuple[Layer, ...] = tuple(layers)
         self._made_by = {name: layer for layer in self.layers for name in layer.outputs}
         self._read_by: dict[str, list[Layer]] = {}
         for layer in self.layers:

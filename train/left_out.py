@@ -45,7 +45,7 @@ class LeftOut:
     """
 
     def __init__(self) -> None:
-        self.questions = 0
+        self.questions: int = 0
         self._failures: dict[Failure, None] = {}
 
     @property

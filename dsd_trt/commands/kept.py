@@ -51,7 +51,7 @@ class KeptOutputs:
         *,
         force: bool,
     ) -> None:
-        self.journal_place = output if output == "-" else str(Path(output))
+        self.journal_place: str = output if output == "-" else str(Path(output))
         self._output, self._dropped, self._copy_to = output, dropped, copy_to
         self._own = source.table.form if source.table is not None else "csv"
         self._form = form

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from dsd_trt.commands.environment import Setting, variable, with_settings
 from dsd_trt.commands.log import record, with_log
@@ -130,6 +131,16 @@ SUBCOMMANDS = {
 }
 
 
+class Text(click.types.StringParamType):
+    """Text, for which a shell offers files: most texts are names of files, bundles and folders."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Leave it to the shell, as if the command had no completion."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class LazyGroup(click.Group):
     """A group that knows its subcommands by name, and imports only the one it runs."""
 
@@ -150,6 +161,15 @@ class LazyGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         _prepare(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete names of subcommands with their summaries, importing none of them."""
+        names = [
+            CompletionItem(name, help=it.summary)
+            for name, it in SUBCOMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse an empty argument, which as a path would mean the current folder.
@@ -199,6 +219,8 @@ def _prepare(command: click.Command) -> None:
     for parameter in command.params:
         if isinstance(parameter.type, click.types.FloatParamType):
             parameter.callback = _finite
+        if type(parameter.type) is click.types.StringParamType:
+            parameter.type = Text()
 
 
 def _verbosity() -> list[click.Parameter]:

@@ -111,7 +111,8 @@ class GridRecords:
         *,
         tokens: bool = False,
     ) -> None:
-        self._top_k, self._prune, self._by, self.texts = top_k, prune, by, texts
+        self._top_k, self._prune, self._by = top_k, prune, by
+        self.texts: Sequence[str] = texts
         searched = top_k if prune else None
         self.layout = with_words(MATRIX) if tokens else MATRIX
         self._words = [scorer.words(text) for text in texts] if tokens else None
@@ -120,7 +121,9 @@ class GridRecords:
         )
         self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
-        self.images = self.scored = self.passes = 0
+        self.images: int = 0
+        self.scored: int = 0
+        self.passes: int = 0
         self.first: list[NDArray[np.float32]] = []
 
     def __iter__(self) -> Iterator[list[Record]]:
@@ -178,9 +181,10 @@ class PairRecords:
     """
 
     def __init__(self, run: PairRun, top_k: int | None = None, by: By = "image") -> None:
-        self.run, self._top_k, self._by = run, top_k, by
+        self.run: PairRun = run
+        self._top_k, self._by = top_k, by
         added = (*PAIRS, WORDS) if run.tokens else PAIRS
-        self.layout = Layout.passing(run.survey.source, added)
+        self.layout: Layout = Layout.passing(run.survey.source, added)
         self.errors: list[Failure] = []
 
     @property

@@ -141,7 +141,7 @@ class Stream:
     """A queue of work for the GPU."""
 
     def __init__(self) -> None:
-        self.handle = call("cudaStreamCreate")
+        self.handle: Any = call("cudaStreamCreate")
         _free_with(self, "cudaStreamDestroy", self.handle)
 
     def synchronize(self) -> None:
@@ -157,7 +157,7 @@ class Event:
     """A mark in a stream."""
 
     def __init__(self) -> None:
-        self.handle = call("cudaEventCreate")
+        self.handle: Any = call("cudaEventCreate")
         _free_with(self, "cudaEventDestroy", self.handle)
 
     def record(self, stream: Stream) -> None:
@@ -183,7 +183,7 @@ class DeviceMemory:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.address = int(call("cudaMalloc", size))
+        self.address: int = int(call("cudaMalloc", size))
         _free_with(self, "cudaFree", self.address)
 
 
@@ -199,7 +199,7 @@ class Buffer:
         kind = np.dtype(dtype)
         size = int(np.prod(shape)) * kind.itemsize
         self._memory = DeviceMemory(size)
-        self.device = self._memory.address
+        self.device: int = self._memory.address
         address = int(call("cudaMallocHost", size))
         _free_with(self, "cudaFreeHost", address)
         self.host: NDArray[Any] = _array_at(address, tuple(shape), kind)

@@ -102,8 +102,10 @@ class CutGraph:
         self._rows = [it for it in self._inputs if it not in texts]
         rows = self._downstream(self._rows) - texts
         met = (it for node in self._nodes if texts & set(node.gives) for it in node.reads)
-        self.crossing = [it for it in dict.fromkeys(met) if it in rows and it in self._makers]
-        self.attention = [
+        self.crossing: list[str] = [
+            it for it in dict.fromkeys(met) if it in rows and it in self._makers
+        ]
+        self.attention: list[Attention] = [
             layer
             for node in self._nodes
             if texts & set(node.gives) and (layer := self._attention(node)) is not None

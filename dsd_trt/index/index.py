@@ -80,7 +80,9 @@ class Index(Sequence[IndexedImage]):
     """
 
     def __init__(self, folder: Path, manifest: IndexManifest, table: Any) -> None:
-        self.folder, self.manifest, self._table = folder, manifest, table
+        self.folder: Path = folder
+        self.manifest: IndexManifest = manifest
+        self._table = table
         self._shard = functools.lru_cache(_OPEN_SHARDS)(self._map_shard)
         self._identities: Mapping[str, object] = {}  # identities of the verified shards
 

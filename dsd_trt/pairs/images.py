@@ -32,7 +32,8 @@ class NamedImages:
     """
 
     def __init__(self, place: Path, beside: Path | None = None) -> None:
-        self.place, self._beside = place, beside
+        self.place: Path = place
+        self._beside = beside
         self._index = Index.open(place) if is_index(place) else None
         self._in_tar = self._index is None and is_tar(place) and place.is_file()
         if self._index is None and not self._in_tar and not place.is_dir():

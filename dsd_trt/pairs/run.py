@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.errors import ImageError
 from dsd_trt.jobs import Scorable
 from dsd_trt.match_probability import match_probability
@@ -59,9 +60,11 @@ class PairRun:
     ) -> None:
         self.survey = survey
         self.scores: NDArray[np.float32] = np.full(survey.count, np.nan, np.float32)
-        self.scored = self.failed = self.computed = 0
+        self.scored: int = 0
+        self.failed: int = 0
+        self.computed: int = 0
         self._scorer, self._levels, self._journal = scorer, levels, journal
-        self.calibration = scorer.calibration(levels)
+        self.calibration: Calibration | None = scorer.calibration(levels)
         self._progress = progress
         self.tokens = tokens
         self._tokens = dict[int, NDArray[np.float32]]()  # by place

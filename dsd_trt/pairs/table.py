@@ -41,10 +41,11 @@ class TablePairs:
     """
 
     def __init__(self, table: Table, columns: ColumnNames, images: Path | None = None) -> None:
-        self.name, self.table = table.name, table
+        self.name: str = table.name
+        self.table: Table = table
         self.faults: tuple[Failure, ...] = ()
-        self.image_column = columns.required(table, "image")
-        self.text_column = columns.required(table, "text")
+        self.image_column: str = columns.required(table, "image")
+        self.text_column: str = columns.required(table, "text")
         column = self.text_column
         if isinstance(table.reader, ParquetTable) and (kind := table.reader.kind(column)):
             raise InputError(
@@ -53,8 +54,8 @@ class TablePairs:
             )
         self._image = ImageColumn(table, self.image_column)
         self._stored: dict[str, EmbeddedImage] = {}  # first image of each content, by its name
-        self.embedded = self.image_column if self._image.embedded else None
-        self.images = NamedImages(images or table.folder, table.folder)
+        self.embedded: str | None = self.image_column if self._image.embedded else None
+        self.images: NamedImages = NamedImages(images or table.folder, table.folder)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class WebDatasetPairs:
     def __init__(self, path: Path, text_field: str | None = None) -> None:
         self.name, self._field = str(path), text_field
         self.faults: Sequence[Failure] = ()
-        self.shards = (path,) if path.is_file() else _tar_files(path)
+        self.shards: tuple[Path, ...] = (path,) if path.is_file() else _tar_files(path)
         self._suffixes = image_suffixes()
         if not self.shards:
             raise InputError(

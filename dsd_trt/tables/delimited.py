@@ -49,8 +49,8 @@ class DelimitedTable:
             raise InputError(
                 f"{content.name} is empty; write a header, such as image,text, and a row per line"
             )
-        self.columns = distinct(header)
-        self.doubled = frozenset(name for name in header if header.count(name) > 1)
+        self.columns: tuple[str, ...] = distinct(header)
+        self.doubled: frozenset[str] = frozenset(name for name in header if header.count(name) > 1)
 
     def rows(self, only: object = None) -> Iterator[TableRow]:
         """Rows in order; `only` has no use, as a line is always read whole."""

@@ -87,7 +87,8 @@ class ImageColumn:
     """
 
     def __init__(self, table: Table, name: str) -> None:
-        self.name, self.embedded = name, False
+        self.name: str = name
+        self.embedded: bool = False
         self._column: EmbeddedColumn | None = None
         if not isinstance(table.reader, ParquetTable):
             return

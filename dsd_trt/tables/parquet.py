@@ -76,7 +76,8 @@ class ParquetTable:
     """
 
     def __init__(self, content: TableContent) -> None:
-        self.name, self._content = content.name, content
+        self.name: str = content.name
+        self._content = content
         with self._opened() as file:
             names = list(file.schema_arrow.names)
             self.count: int = file.metadata.num_rows
@@ -84,8 +85,8 @@ class ParquetTable:
             for group in range(file.num_row_groups):
                 rows: int = file.metadata.row_group(group).num_rows
                 self._groups.append(self._groups[-1] + rows)
-        self.columns = distinct(names)
-        self.doubled = frozenset(name for name in names if names.count(name) > 1)
+        self.columns: tuple[str, ...] = distinct(names)
+        self.doubled: frozenset[str] = frozenset(name for name in names if names.count(name) > 1)
 
     @property
     def schema(self) -> Any:

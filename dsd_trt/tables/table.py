@@ -80,10 +80,11 @@ class Table:
     """
 
     def __init__(self, content: TableContent, form: Form, images: Path | None = None) -> None:
-        self.name, self.form = content.name, form
-        self.folder = content.folder if images is None else images
+        self.name: str = content.name
+        self.form: Form = form
+        self.folder: Path = content.folder if images is None else images
         self.reader: Reader = _READERS[form](content)
-        self.doubled = self.reader.doubled
+        self.doubled: frozenset[str] = self.reader.doubled
         self.start = "line 1" if form == "csv" else "its rows" if form == "jsonl" else "its schema"
 
     @classmethod

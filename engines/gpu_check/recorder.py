@@ -27,7 +27,9 @@ class Recorder:
         stage: Callable[[str], None] = lambda name: None,
         save: Callable[[GpuReport], None] = lambda report: None,
     ) -> None:
-        self.report, self.stage, self._save = report, stage, save
+        self.report: GpuReport = report
+        self.stage: Callable[[str], None] = stage
+        self._save = save
         save(report)
 
     def note(self, **fields: Any) -> None:

@@ -41,7 +41,7 @@ class PyTorch:
         self.work, self._bf16 = work, bf16
         self.checkpoint = read_checkpoint(work.model)
         manifest = work.bundle.manifest
-        self.batch = batch_sizes(manifest, DEFAULT_MB).passes if batched else 1
+        self.batch: int = batch_sizes(manifest, DEFAULT_MB).passes if batched else 1
         method, folder = manifest.method, work.adapter
         self._build = partial(
             build_scoring_unet,

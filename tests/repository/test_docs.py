@@ -39,6 +39,7 @@ FOREIGN = {
     *("--within", "--dry-run"),  # tools/gpu_offline/run_stages.py
     "--install",  # cmake
     "--strict",  # twine check
+    "--verifytypes",  # pyright
 }
 
 document = pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)

@@ -50,7 +50,11 @@ SHELL = list(
 # A signature needs a key: tests/runtime/test_signature.py scores with one.
 SCORE = [line for line in SHELL if "dsd-trt score" in line and "--require-signature" not in line]
 INDEX = [line for line in SHELL if line.startswith("dsd-trt index")]
-OTHERS = [line for line in SHELL if "dsd-trt" in line and line not in SCORE]
+OTHERS = [
+    line
+    for line in SHELL
+    if "dsd-trt" in line and line not in SCORE and not line.startswith("pip ")
+]
 
 
 def _commands() -> list[click.Command]:
@@ -100,9 +104,12 @@ def test_other_commands_are_understood(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for folder in ("run/model/adapter", "adapter", "matrix-adapter", "my-scorer"):
+    for folder in (
+        *("run/model/adapter", "adapter", "matrix-adapter", "my-scorer"),
+        "benchmarks/tiny-clip",
+    ):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("scorer.key", "scorer.pub", "labelled.csv"):
+    for file in ("scorer.key", "scorer.pub", "labelled.csv", "held-out.csv"):
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(line)
@@ -201,8 +208,8 @@ def test_extras_exist() -> None:
         for group in re.findall(r"pip install (?:-c \S+ )?'[^'\[]*\[(.*?)\]'", text)
         for extra in group.split(",")
     }
-    # Of those, "test" is for the checks of a clone.
-    assert named == project["optional-dependencies"].keys() - {"test"}
+    # Of those, "docs" and "test" are for the work on a clone.
+    assert named == project["optional-dependencies"].keys() - {"docs", "test"}
 
 
 def test_links_to_code_name_what_is_there() -> None:

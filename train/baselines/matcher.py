@@ -40,9 +40,9 @@ class Matcher(nn.Module):
         self.clip = clip
         self.vision_model = clip.model.vision_model
         self.text_model = clip.model.text_model
-        self.visual_projection = clip.model.visual_projection
-        self.text_projection = clip.model.text_projection
-        self.match = MatchProbability("attention")
+        self.visual_projection: nn.Linear = clip.model.visual_projection
+        self.text_projection: nn.Linear = clip.model.text_projection
+        self.match: MatchProbability = MatchProbability("attention")
         with torch.no_grad():
             self.match.log_a.copy_(clip.model.logit_scale)
             self.match.b.zero_()

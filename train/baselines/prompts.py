@@ -31,13 +31,15 @@ class PromptLearning(Matcher):
         super().__init__(clip)
         words = clip.tokenizer(context, add_special_tokens=False).input_ids
         embedding = self.text_model.embeddings.token_embedding.weight
-        self.context = nn.Parameter(embedding[torch.tensor(words, dtype=torch.int64)].clone())
+        self.context: nn.Parameter = nn.Parameter(
+            embedding[torch.tensor(words, dtype=torch.int64)].clone()
+        )
         features, width = self.visual_projection.out_features, embedding.shape[1]
         hidden = max(1, features // _NARROWING)
         last = nn.Linear(hidden, width)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.meta = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
+        self.meta: nn.Sequential = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
         self.match.b.requires_grad_()
 
     def text_states(self, texts: Sequence[str]) -> Tensor:

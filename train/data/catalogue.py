@@ -115,10 +115,12 @@ class Part(Iterator["Question"]):
     def __init__(
         self, name: str, questions: Iterable[Question], fraction: float = FEW_SHOT
     ) -> None:
-        self.name, self.fraction = name, fraction
+        self.name: str = name
+        self.fraction: float = fraction
         self.table: TableQuestions | None = None
         self.total: int | None = None
-        self.others = self.alone = self.beyond = self.images = 0
+        self.others = self.alone = self.beyond = 0
+        self.images: int = 0
         self._seen: set[object] = set()
         self._questions = iter(questions)
 

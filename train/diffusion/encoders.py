@@ -93,8 +93,11 @@ class DualTextEncoder(nn.Module):
         mark_id: int,
     ) -> None:
         super().__init__()
-        self.first, self.second = first, second
-        self.eos_id, self.pad_id, self.mark_id = eos_id, pad_id, mark_id
+        self.first: CLIPTextModel = first
+        self.second: CLIPTextModelWithProjection = second
+        self.eos_id: int = eos_id
+        self.pad_id: int = pad_id
+        self.mark_id: int = mark_id
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Text states r_y with the pooled text as last row, (texts, 78, D).

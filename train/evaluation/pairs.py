@@ -82,8 +82,10 @@ class PairScores:
                 append(path, "".join(lines))
             done += len(lines)
             progress(done)
-        self.pairs = tuple(pair for pair in pairs if _key(pair) in self._scores)
-        self.left_out = len(pairs) - len(self.pairs)
+        self.pairs: tuple[LabelledPair, ...] = tuple(
+            pair for pair in pairs if _key(pair) in self._scores
+        )
+        self.left_out: int = len(pairs) - len(self.pairs)
 
     def _scored(
         self, chunk: Sequence[tuple[str, Sequence[LabelledPair]]]

@@ -42,9 +42,11 @@ class MatchProbability(nn.Module):
     def __init__(self, score: ScoreKind) -> None:
         super().__init__()
         self.score = score
-        self.log_a = nn.Parameter(torch.tensor(3.0))
-        self.b = nn.Parameter(torch.tensor(-3.0 if score == "attention" else 0.0))
-        self.log_w = nn.Parameter(torch.tensor(0.0), requires_grad=score == "attention+denoising")
+        self.log_a: nn.Parameter = nn.Parameter(torch.tensor(3.0))
+        self.b: nn.Parameter = nn.Parameter(torch.tensor(-3.0 if score == "attention" else 0.0))
+        self.log_w: nn.Parameter = nn.Parameter(
+            torch.tensor(0.0), requires_grad=score == "attention+denoising"
+        )
 
     @property
     def w(self) -> float:

@@ -17,6 +17,7 @@ from dsd_trt.train.fewshot.encodings import Encodings
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.relations import Relations
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
 _PAIRS, _TEXTS = 64, 16  # pairs of a U-Net pass, and texts that are matched at once
@@ -61,13 +62,15 @@ class TwoModes:
     def __init__(
         self, checkpoint: Checkpoint, adapter: Adapter | None, encodings: Encodings
     ) -> None:
-        self.scoring = build_scoring_unet(checkpoint, adapter)
-        self.matrix = MatrixScorer(self.scoring, encodings.unconditional.to(checkpoint.device))
+        self.scoring: ScoringUNet = build_scoring_unet(checkpoint, adapter)
+        self.matrix: MatrixScorer = MatrixScorer(
+            self.scoring, encodings.unconditional.to(checkpoint.device)
+        )
         self._device = checkpoint.device
         self._latents, self._masks = encodings.latents, encodings.token_masks
         self._states = encodings.text_states
         counted = self._masks.amax(dim=0).nonzero()
-        self.tokens = int(counted.max()) + 1 if len(counted) else 1
+        self.tokens: int = int(counted.max()) + 1 if len(counted) else 1
 
     @property
     def levels(self) -> int:

@@ -22,7 +22,7 @@ class LearnedHeadWeights(nn.Module):
     def __init__(self, initial: Tensor, *, learned: bool) -> None:
         super().__init__()
         share = initial.clamp(min=1e-6 / len(initial))  # log(0) would never receive a gradient
-        self.logits = nn.Parameter(share.log(), requires_grad=learned)
+        self.logits: nn.Parameter = nn.Parameter(share.log(), requires_grad=learned)
 
     def forward(self) -> Tensor:
         """Head weights w_{l,h}, summing to 1, FP32 (heads,)."""

@@ -26,14 +26,14 @@ class MatrixPrompt(nn.Module):
 
     def __init__(self, inner: int, text_width: int, rank: int | None) -> None:
         super().__init__()
-        self.full = rank is None
+        self.full: bool = rank is None
         if rank is None:
-            self.matrix = nn.Parameter(torch.zeros(inner, text_width))
+            self.matrix: nn.Parameter = nn.Parameter(torch.zeros(inner, text_width))
         else:
-            self.down = nn.Parameter(torch.randn(rank, text_width) / text_width**0.5)
-            self.up = nn.Parameter(torch.zeros(inner, rank))
-        self.u = nn.Parameter(torch.ones(inner))
-        self.folded = False
+            self.down: nn.Parameter = nn.Parameter(torch.randn(rank, text_width) / text_width**0.5)
+            self.up: nn.Parameter = nn.Parameter(torch.zeros(inner, rank))
+        self.u: nn.Parameter = nn.Parameter(torch.ones(inner))
+        self.folded: bool = False
 
     def static(self) -> Tensor:
         """Static prompt P, (inner, D); zero at initialisation."""
@@ -99,10 +99,14 @@ class AttentionPrompts(nn.Module):
         super().__init__()
         self.config = config
         self.text_width = text_width
-        self.key = nn.ModuleList(MatrixPrompt(w, text_width, config.rank) for w in inner_widths)
-        self.value = nn.ModuleList(MatrixPrompt(w, text_width, config.rank) for w in inner_widths)
+        self.key: nn.ModuleList = nn.ModuleList(
+            MatrixPrompt(w, text_width, config.rank) for w in inner_widths
+        )
+        self.value: nn.ModuleList = nn.ModuleList(
+            MatrixPrompt(w, text_width, config.rank) for w in inner_widths
+        )
         outputs = 2 * len(inner_widths) * text_width
-        self.mapping = nn.Sequential(
+        self.mapping: nn.Sequential = nn.Sequential(
             nn.Linear(config.latent_channels * _GRID * _GRID, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, outputs),

@@ -42,10 +42,10 @@ class Relations(nn.Module):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        self.roles = nn.Parameter(torch.zeros(3, width))
-        self.heads = nn.Parameter(torch.zeros(2, heads))
-        self.of_word = nn.Parameter(torch.zeros(FEATURES, width))
-        self.base = nn.Parameter(torch.zeros(FEATURES))
+        self.roles: nn.Parameter = nn.Parameter(torch.zeros(3, width))
+        self.heads: nn.Parameter = nn.Parameter(torch.zeros(2, heads))
+        self.of_word: nn.Parameter = nn.Parameter(torch.zeros(FEATURES, width))
+        self.base: nn.Parameter = nn.Parameter(torch.zeros(FEATURES))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], heads: int, width: int) -> Relations:

@@ -111,14 +111,21 @@ class ScoringUNet(nn.Module):
         self.denoising = denoising
         self.prediction: Prediction = prediction
         # Original size, top left corner, target size: an uncropped image of full resolution.
-        self.image_size = (resolution, resolution, 0, 0, resolution, resolution)
+        self.image_size: tuple[int, int, int, int, int, int] = (
+            resolution,
+            resolution,
+            0,
+            0,
+            resolution,
+            resolution,
+        )
         self.checkpointing = False  # gradient checkpointing: less memory, more time in training
-        self.layer_names = cross_attention_names(unet)
-        self.score_layers = select_layers(score_layers, len(self.layer_names))
+        self.layer_names: list[str] = cross_attention_names(unet)
+        self.score_layers: tuple[int, ...] = select_layers(score_layers, len(self.layer_names))
         self._layer_of = {
             unet.get_submodule(name): layer for layer, name in enumerate(self.layer_names)
         }
-        self.levels = levels.fractions
+        self.levels: tuple[float, ...] = levels.fractions
         # Buffers become FP32 constants of the exported graph; they stay out of any state_dict.
         self.timesteps: Tensor
         self.signal: Tensor

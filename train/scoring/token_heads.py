@@ -31,10 +31,10 @@ class TokenHeads(nn.Module):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        self.base = nn.Parameter(torch.zeros(heads))
-        self.of_token = nn.Parameter(torch.zeros(heads, width))
-        self.gate = nn.Parameter(torch.zeros(width))
-        self.offset = nn.Parameter(torch.zeros(1))
+        self.base: nn.Parameter = nn.Parameter(torch.zeros(heads))
+        self.of_token: nn.Parameter = nn.Parameter(torch.zeros(heads, width))
+        self.gate: nn.Parameter = nn.Parameter(torch.zeros(width))
+        self.offset: nn.Parameter = nn.Parameter(torch.zeros(1))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], heads: int, width: int) -> TokenHeads:

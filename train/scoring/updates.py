@@ -58,12 +58,12 @@ class LowRankUpdates(nn.Module):
             for name, layer in unet.named_modules()
             if isinstance(layer, nn.Linear) and name.endswith(_UPDATED)
         }
-        self.names = tuple(layers)
-        self.down = nn.ParameterList(
+        self.names: tuple[str, ...] = tuple(layers)
+        self.down: nn.ParameterList = nn.ParameterList(
             torch.randn(rank, layer.in_features) / layer.in_features**0.5
             for layer in layers.values()
         )
-        self.up = nn.ParameterList(
+        self.up: nn.ParameterList = nn.ParameterList(
             torch.zeros(layer.out_features, rank) for layer in layers.values()
         )
 

@@ -100,10 +100,10 @@ class ShapesDiffusion(nn.Module):
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.scheduler = build_scheduler()
-        self.text_encoder = build_text_encoder(tokenizer)
+        self.scheduler: DDPMScheduler = build_scheduler()
+        self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
         levels = noise_levels(self.scheduler.alphas_cumprod, (16, 8, 8))
-        self.scoring = ScoringUNet(build_unet(), levels)
+        self.scoring: ScoringUNet = ScoringUNet(build_unet(), levels)
         # 1 for the tokens of each entry of `TELLING`, and for EOS, which attends to all others.
         tells = torch.zeros(len(TELLING), len(tokenizer))
         tells[:, tokenizer.eos_token_id] = 1
@@ -111,8 +111,8 @@ class ShapesDiffusion(nn.Module):
             tells[i, tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])] = 1
         self._tells: Tensor
         self.register_buffer("_tells", tells, persistent=False)
-        self.naming = Naming(inner_widths(self.scoring.unet))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
+        self.naming: Naming = Naming(inner_widths(self.scoring.unet))
+        self.log_scale: nn.Parameter = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids (texts, 77), text states r_y (texts, 77, D) and token masks (texts, 77)."""

@@ -32,7 +32,9 @@ class Naming(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(w, len(SHAPES) + len(COLOURS)) for w in widths)
+        self.layers: nn.ModuleList = nn.ModuleList(
+            nn.Linear(w, len(SHAPES) + len(COLOURS)) for w in widths
+        )
 
     def forward(
         self, seen: CrossAttention, masks: Tensor, labels: Tensor, weight: Tensor

@@ -124,7 +124,7 @@ class OnnxRuntimeEngine(SharedEngine):
             raise EngineError(f"onnxruntime refuses {path}: {one_line(error, 800)}") from error
         check_signature(path, graph, inputs, outputs)
         self._outputs = [spec.name for spec in outputs]
-        self.description = describe(graph)
+        self.description: EngineDescription = describe(graph)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return run_session(self._session, self._outputs, feeds)

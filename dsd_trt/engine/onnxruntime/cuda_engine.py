@@ -122,7 +122,7 @@ class CudaEngine(SharedEngine):
         )
         check_signature(path, graph, inputs, outputs)
         half = any(spec.dtype == "float16" for spec in (*graph.inputs, *graph.outputs))
-        self.description = EngineDescription(
+        self.description: EngineDescription = EngineDescription(
             f"onnxruntime-gpu {ort.__version__}", device_name(device), "fp16" if half else "fp32"
         )
         self._slots: OrderedDict[tuple[tuple[int, ...], ...], _Slot] = OrderedDict()

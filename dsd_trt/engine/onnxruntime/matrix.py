@@ -11,7 +11,7 @@ import numpy as np
 
 from dsd_trt.batching import walks_at_once
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.engine import check_signature, pooled_attention, thread_limit
+from dsd_trt.engine import EngineDescription, check_signature, pooled_attention, thread_limit
 from dsd_trt.engine.cut import CutGraph
 from dsd_trt.engine.matrix import NUMBERS, Array, MatrixEngine
 from dsd_trt.engine.onnxruntime.cpu import (
@@ -86,7 +86,7 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
         # Queries whose maps are made, because nothing lifts them out or something else reads them.
         self._mapped = [it.queries for it in cut.attention if it.queries in read]
         self._walked: dict[str, Array] = {}  # results of the last walk, and its inputs
-        self.description = describe(graph)
+        self.description: EngineDescription = describe(graph)
 
     def _walk(self, feeds: Mapping[str, Array], width: int) -> None:
         self._walked = {**feeds, **run_session(self._session, self._crossing, feeds)}

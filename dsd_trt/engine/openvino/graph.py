@@ -135,7 +135,7 @@ class OpenVinoGraph:
         require(bf16=bf16)
         self._path, self._graph, self._core = path, graph, _core()
         self.bf16, self.large = bf16, large
-        self.threads = threads or thread_limit() or os.cpu_count() or 1
+        self.threads: int = threads or thread_limit() or os.cpu_count() or 1
         self._settings: dict[str, Any] = {
             # By default it uses BF16 on CPUs that support it, 7e-5 off the reference.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -150,8 +150,8 @@ class OpenVinoGraph:
         self.model = self._read()
         # Compiling may rename tensors, but preserves their order.
         names = [_name(port, self._declared) for port in self.model.inputs]
-        self.inputs = [self._declared[name] for name in names]
-        self.outputs = [_name(port, self._results) for port in self.model.outputs]
+        self.inputs: list[TensorSpec] = [self._declared[name] for name in names]
+        self.outputs: list[str] = [_name(port, self._results) for port in self.model.outputs]
 
     def _read(self) -> ov.Model:
         try:

@@ -12,7 +12,7 @@ import openvino as ov
 
 from dsd_trt.batching import MASK_STEP, walks_at_once
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine import pooled_attention
+from dsd_trt.engine import EngineDescription, pooled_attention
 from dsd_trt.engine.matrix import NUMBERS, TEXTS, Array, MatrixEngine
 from dsd_trt.engine.openvino.cut import Lifted, largest, lift_attention, split
 from dsd_trt.engine.openvino.graph import OpenVinoGraph
@@ -73,7 +73,9 @@ class OpenVinoMatrixEngine(MatrixEngine):
         self._matches: dict[tuple[int, int], _Match] = {}  # by number of rows and tokens
         self._rows = self._sizes[-2]  # of the last walk; here of one image, one per level
         self._prepare(self._rows, MASK_STEP)
-        self.description = self._source.describe(self._walks[self._rows].compiled)
+        self.description: EngineDescription = self._source.describe(
+            self._walks[self._rows].compiled
+        )
 
     def _walk(self, feeds: Mapping[str, Array], width: int) -> None:
         self._rows = len(feeds[self._of_rows[0]])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import MAX_BATCH
 from dsd_trt.bundle.contract import Graph
+from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.openvino.graph import OpenVinoGraph
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
@@ -78,7 +79,7 @@ class OpenVinoEngine(SharedEngine):
         self._requests: dict[int, list[ov.InferRequest]] = {}  # one per stream, by part size
         compiled = self._compile(1)
         self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
-        self.description = self._source.describe(compiled)
+        self.description: EngineDescription = self._source.describe(compiled)
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         count = next(len(feeds[spec.name]) for spec in self._graph.inputs if spec.batched)

@@ -45,10 +45,9 @@ class LoadedPlan:
             raise EngineError(
                 f"{description.engine} refuses the plan of {name}. Build again: dsd-trt build"
             )
-        self.inputs, self.outputs = (
-            _tensors(trt, self._engine, mode)
-            for mode in (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
-        )
+        modes = trt.TensorIOMode
+        self.inputs: list[TensorSpec] = _tensors(trt, self._engine, modes.INPUT)
+        self.outputs: list[TensorSpec] = _tensors(trt, self._engine, modes.OUTPUT)
         self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._activations = DeviceMemory(max(int(self._engine.device_memory_size_v2), 256))
         # A recording depends on its context's shapes, so each has its own. Their activations share

@@ -71,7 +71,9 @@ class TensorRTMatrixEngine(MatrixEngine):
         device: int = 0,
     ) -> None:
         super().__init__(graph, (limits.most_rows,), limits.texts.max)
-        self.limits, self.description, self._device = limits, description, device
+        self.limits: Limits = limits
+        self.description: EngineDescription = description
+        self._device = device
         with on_device(device):
             self._prepare(trt, walk, match)
 

@@ -137,7 +137,8 @@ class TensorRTEngine(SharedEngine):
         graph = self._graph
         self._plan = plan = LoadedPlan(trt, content, graph.file, description)
         check_signature(Path(graph.file), graph, plan.inputs, plan.outputs)
-        self.profiles, self.description = profiles, description
+        self.profiles: tuple[Profile, ...] = profiles
+        self.description: EngineDescription = description
         self._compute, self._upload = Stream(), Stream()
         most = max(profile.max for profile in self.profiles)
         self._slots = (_Slot(graph, most), _Slot(graph, most))

@@ -52,7 +52,9 @@ class TritonEngine:
         self._model, self._graph = f"dsd_{name}", graph
         # The answer has no scores per token, so they are not requested.
         self._outputs = [spec for spec in graph.outputs if spec.name != "token_scores"]
-        self.description = EngineDescription("triton", self._model, "as its graph says")
+        self.description: EngineDescription = EngineDescription(
+            "triton", self._model, "as its graph says"
+        )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Send one request to the model; see `Engine.run`."""

@@ -53,17 +53,18 @@ class Served:
         self.settings = settings
         manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text("utf-8"))
         # An adapter input is fed by the model that serves the graph, not by this one.
-        self.manifest = manifest = replace(manifest, adapter=None)
+        manifest = replace(manifest, adapter=None)
+        self.manifest: Manifest = manifest
         self.levels = np.arange(len(manifest.method.noise_levels.fractions), dtype=np.int32)
         # Only with a matrix scorer does the configuration have these two parameters.
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
-        self.has_matrix = all(block)
+        self.has_matrix: bool = all(block)
         modes: frozenset[Mode] = frozenset(("pair", "matrix") if self.has_matrix else ("pair",))
         size = settings["max_batch_size"]
         sizes = BatchSizes(size, size, size, block if self.has_matrix else (1, 1))
         server = Triton("triton", "Triton", extra="triton", sizes=sizes, modes=modes)
         check = bool(settings["self_check"])
-        self.pipeline = Pipeline(Bundle(folder, manifest), server, 0, self_check=check)
+        self.pipeline: Pipeline = Pipeline(Bundle(folder, manifest), server, 0, self_check=check)
         spec = manifest.tokenizer
         self._texts = Texts(
             self.pipeline.encode_tokens,
@@ -71,7 +72,7 @@ class Served:
             TextCache(settings["text_cache_mb"]),
             settings["max_text_characters"],
         )
-        self.metrics = Metrics(self._name, args["model_version"])
+        self.metrics: Metrics = Metrics(self._name, args["model_version"])
 
     def warn_without_probability(self, mode: Mode) -> None:
         """Warn in the server's log if no probabilities were fitted to a mode's scores."""

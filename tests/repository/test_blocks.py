@@ -1,0 +1,223 @@
+"""Every block of shell and Python in the documents runs, or says above it why it cannot.
+
+A block's line of the form `<!-- not run: REASON -->` stands directly above its fence. That its
+commands, options, targets and scripts exist is tests/repository/test_docs.py's to check. All other
+blocks of a page run in their order, in a folder like a clone's, with the demonstration; what would
+take minutes is made smaller, see `SMALLER`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dsd_trt.bundle.place import bundle_folder
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    it
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "dsd_trt/data/*/*.md")
+    for it in sorted(ROOT.glob(pattern))
+]
+BLOCK = re.compile(
+    r"^(?P<mark><!-- not run: (?P<why>.*?) -->\n+)?^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
+RUN = {"sh", "python"}
+OTHER = {"bibtex", "cmake", "cpp", "json", "text"}  # nothing that a reader of these would run here
+PROGRAMS = re.compile(r"^\s*(?:\$ )?(?:dsd-trt|pip|make|python3?|curl|docker|\./)\b", re.MULTILINE)
+
+# Pages, and sections of pages, whose own tests run their blocks from the first to the last.
+OWN_TESTS = {
+    ("docs/cpp.md", ""): "tests/engines/test_cpp_install.py",
+    ("docs/filter.md", ""): "tests/repository/test_filter_guide.py",
+    ("docs/python.md", ""): "tests/repository/test_guide_python.py",
+    ("docs/rerank.md", ""): "tests/repository/test_rerank_guide.py",
+    ("docs/triton.md", ""): "tests/serving/test_guide.py",
+    ("docs/train.md", "Your own table"): "tests/train/test_example_tables.py",
+}
+REASONS = {
+    "computes for hours",
+    "installs from the network",
+    "needs a checkpoint of the released research code",
+    "needs a GPU",
+    "replaces files of the package",
+    "runs these tests",
+}
+# What a page's blocks take for granted, in Python.
+BEFORE = {
+    "docs/speed.md": "from dsd_trt import Scorer\nscorer = Scorer.load()\n"
+    "images, texts = ['examples/images/lone-star.png'], ['a large yellow star']\n",
+}
+# The same command, for less: few steps, questions and pairs; alternatives share a folder.
+SMALLER = [
+    (r"^(dsd-trt train .*--out (\S+).*)$", r"rm -rf \2; \1 --steps 1 --validation 0 --no-refit"),
+    (r"^(dsd-trt (?:train|imitate|eval) .*)--limit \d+", r"\1--limit 8"),
+    (r"^(dsd-trt imitate .*)$", r"\1 --limit 60"),  # fewer images teach nothing
+    (r"^(dsd-trt export .*--out (\S+).*)$", r"rm -rf \2; \1 --verify quick --no-bf16"),
+    (r"^(.*--verify quick.*) --verify quick", r"\1"),
+    (r"^(dsd-trt bench .*)$", r"\1 --images 2 --texts 2 --rounds 1 --requests 1"),
+    (r"^dsd-trt pretrain shapes --out run$", "dsd-trt pretrain shapes --out run --smoke"),
+    (r"openvino-bf16", "openvino"),  # whose instructions not every processor has
+    (r"/models/my-scorer", "my-scorer"),
+    (r"\.\.\./dsd_trt/data/shapes-bundle", "my-scorer"),
+]
+SLOWLY = (pytest.mark.slow, pytest.mark.timeout(3600))
+SLOW = {  # they train or export
+    *("README.md", "docs/export.md", "docs/search.md", "docs/speed.md", "docs/train.md"),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a page.
+
+    Attributes:
+        page: path of the page, relative to the repository.
+        section: heading of the second level above it.
+        line: its first line.
+        kind: what stands behind its fence.
+        body: its text.
+        why: the reason for which it is not run; None if it is.
+    """
+
+    page: str
+    section: str
+    line: int
+    kind: str
+    body: str
+    why: str | None
+
+
+def blocks_of(text: str, page: str) -> list[Block]:
+    """All fenced blocks of a page, in order."""
+    found = []
+    for it in BLOCK.finditer(text):
+        before = text[: it.start()]
+        sections = re.findall(r"^## (.*)$", before, re.MULTILINE)
+        found.append(
+            Block(
+                page,
+                sections[-1] if sections else "",
+                before.count("\n") + 1,
+                it["kind"],
+                it["body"],
+                it["why"],
+            )
+        )
+    return found
+
+
+BLOCKS = [
+    block
+    for path in PAGES
+    for block in blocks_of(path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
+    if path.name != "commands.md"  # help texts
+]
+TO_RUN: dict[str, list[Block]] = {}
+for _block in BLOCKS:
+    owned = {(_block.page, ""), (_block.page, _block.section)} & OWN_TESTS.keys()
+    if _block.kind in RUN and _block.why is None and not owned:
+        TO_RUN.setdefault(_block.page, []).append(_block)
+
+
+def test_blocks_are_found() -> None:
+    text = "## A\n\n```sh\none\n```\n\n<!-- not run: needs a GPU -->\n\n```sh\ntwo\n```\n"
+    first, second = blocks_of(text, "page.md")
+    assert (first.section, first.body, first.why) == ("A", "one\n", None)
+    assert (second.body, second.why) == ("two\n", "needs a GPU")
+
+
+def test_a_mark_stands_above_a_block_and_has_a_known_reason() -> None:
+    mark = re.compile(r"^<!-- not run", re.MULTILINE)
+    marks = sum(len(mark.findall(path.read_text("utf-8"))) for path in PAGES)
+    assert marks == sum(it.why is not None for it in BLOCKS)
+    unknown = {(it.page, it.line, it.why) for it in BLOCKS if it.why and it.why not in REASONS}
+    assert unknown == set()
+
+
+def test_what_looks_like_commands_is_marked_as_shell() -> None:
+    """A block without a language, or of text, could hide commands that nothing runs."""
+    kinds = {it.kind for it in BLOCKS}
+    assert kinds <= RUN | OTHER | {""}
+    hidden = [
+        (it.page, it.line)
+        for it in BLOCKS
+        if it.kind in ("", "text") and it.why is None and PROGRAMS.search(it.body)
+    ]
+    owned = {page for page, _ in OWN_TESTS}
+    assert [it for it in hidden if it[0] not in owned] == []
+
+
+def test_pages_with_tests_of_their_own_are_named_in_them() -> None:
+    for (page, section), test in OWN_TESTS.items():
+        source = (ROOT / test).read_text("utf-8")
+        assert Path(page).name in source
+        assert section in source
+        kinds = {it.kind for it in BLOCKS if it.page == page and section in ("", it.section)}
+        assert kinds & RUN
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the pages name: examples, bundles, photos, labelled pairs, keys."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(ROOT / "examples" / "images", tmp_path / "photos")
+    shutil.copytree(bundle_folder(None), tmp_path / "my-scorer")
+    shutil.copy(ROOT / "examples" / "texts.txt", tmp_path)
+    for name in ("labelled.csv", "others.csv", "mine.csv", "held-out.csv"):
+        table = (ROOT / "examples" / "labelled.csv").read_text("utf-8")
+        (tmp_path / name).write_text(table.replace("images/", "photos/"), "utf-8")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    minisign = programs / "minisign"
+    minisign.write_text(f"#!{sys.executable}\n{MINISIGN}")
+    minisign.chmod(0o755)
+    path = (str(programs), str(Path(sys.executable).parent), os.environ["PATH"])
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
+    return tmp_path
+
+
+# `minisign -G -p PUBLIC -s SECRET`, whose own program asks for a password on the terminal.
+MINISIGN = """
+import sys
+from minisign import KeyPair
+
+assert sys.argv[1] == "-G", sys.argv
+public, secret = (sys.argv[sys.argv.index(it) + 1] for it in ("-p", "-s"))
+keys = KeyPair.generate()
+open(public, "wb").write(bytes(keys.public_key))
+open(secret, "wb").write(bytes(keys.secret_key))
+"""
+
+
+def smaller(body: str) -> str:
+    """A block's commands, each for less."""
+    lines = []
+    for line in body.replace("\\\n", " ").splitlines():
+        command = re.sub(r"\s+#.*$", "", line)
+        for pattern, instead in SMALLER:
+            command = re.sub(pattern, instead, command)
+        lines.append(command)
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(it, marks=SLOWLY) if it in SLOW else it for it in sorted(TO_RUN)],
+)
+def test_blocks_run_in_their_order(page: str, clone: Path) -> None:
+    for block in TO_RUN[page]:
+        command = ["bash", "-euo", "pipefail", "-c", smaller(block.body)]
+        if block.kind == "python":
+            command = [sys.executable, "-c", BEFORE.get(page, "") + block.body]
+        done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+        where = f"{page}:{block.line}"
+        assert done.returncode == 0, (where, command[-1], done.stdout, done.stderr)
