@@ -3,8 +3,9 @@
 python benchmarks/measure_lists.py [BUNDLE] [--images N] [--texts M] [--captioned C] [--best K]
     [--by image|text] [--engine E] [--seed S]
 
-Draws N scenes and M captions, which the demonstration's lists were not measured on. C of the images
-have their own caption among the texts, the others do not. Prints a row of the table in
+Draws N images and M captions, which the demonstration's lists were not measured on. C of the images
+have their own caption among the texts, the others do not. If C is above M, several of them are
+drawings of one scene. Prints a row of the table in
 docs/search.md. Time is that of scoring alone: images and texts are encoded in both runs.
 """
 
@@ -50,10 +51,12 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng([_PREFIX, options.seed])
     scenes = [sample_scene(rng) for _ in range(options.images + options.texts)]
-    own = min(options.captioned, options.images, options.texts)
+    captioned = min(options.captioned, options.images)
+    own = min(captioned, options.texts)
     described = [*scenes[:own], *scenes[options.images :]][: options.texts]
     texts = [caption(scene, rng) for scene in described]
-    images = [draw(scene, rng).pixels for scene in scenes[: options.images]]
+    shown = [scenes[it % own if it < captioned else it] for it in range(options.images)]
+    images = [draw(scene, rng).pixels for scene in shown]
     heard = _Heard()
     logging.getLogger("dsd_trt").addHandler(heard)
     logging.getLogger("dsd_trt").setLevel(logging.INFO)

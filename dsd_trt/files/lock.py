@@ -16,6 +16,9 @@ from dsd_trt.files.unfinished import hidden_prefix
 LOCK_NAME = ".lock"
 """Name of the lock for a folder's content; the lock of a whole file or folder is `.NAME.lock`."""
 
+NAMED_WITHIN = 1.0
+"""Seconds that suffice for the holder of a new lock to write its name, or to end."""
+
 
 @contextlib.contextmanager
 def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Iterator[None]:
@@ -35,14 +38,16 @@ def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Itera
         OSError: the lock file cannot be created.
     """
     path = target / LOCK_NAME if inside else target.with_name(hidden_prefix(target.name) + "lock")
-    deadline = time.monotonic() + wait
+    began = time.monotonic()
     while (lock := _acquire(path)) is None:
-        if time.monotonic() >= deadline:
+        waited, holder = time.monotonic() - began, _holder(path)
+        # A lock is taken before its name is written, and unlinked before it is released.
+        if waited >= wait and (holder or waited >= NAMED_WITHIN):
             raise InputError(
-                f"{target} is being written by {_holder(path)}. Wait until it has ended, or stop "
-                "it, and run this again"
+                f"{target} is being written by {holder or 'another process'}. Wait until it has "
+                "ended, or stop it, and run this again"
             )
-        time.sleep(0.1)
+        time.sleep(0.1 if holder else 0.01)
     try:
         yield
     finally:
@@ -114,7 +119,7 @@ def _ourselves() -> str:
 
 
 def _holder(path: Path) -> str:
+    """What a lock's holder wrote of itself; empty while it has written nothing."""
     with contextlib.suppress(OSError):
-        if text := path.read_text(encoding="utf-8", errors="replace").strip():
-            return text
-    return "another process"
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    return ""

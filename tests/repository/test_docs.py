@@ -32,6 +32,7 @@ FOREIGN = {
     *("--cpus", "--cpuset-cpus", "--shm-size"),  # docker run
     "--local-dir",  # hf download
     "--bits",  # benchmarks/measure_matching.py
+    "--captioned",  # benchmarks/measure_lists.py
     *("--methods", "--tasks"),  # benchmarks/fewshot.py
     *("--engines", "--json", "--starts", "--works"),  # benchmarks/against.py
     *("--transfer", "--alone", "--python", "--capability", "--cuda", "--only", "--also"),  # pack.py

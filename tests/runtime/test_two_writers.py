@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,45 @@ def test_many_that_index_into_one_folder_at_once_make_one_index(
     assert {it.name for it in (tmp_path / "out").iterdir()} == {
         "index.json", "images.parquet", *shards,
     }  # fmt: skip
+
+
+def test_a_holder_that_has_not_written_its_name_yet_is_named(tmp_path: Path) -> None:
+    lock = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(_enter, tmp_path)
+        time.sleep(0.2)
+        assert not second.done()
+        os.write(lock, b"process 7 on here (index) since today")
+        assert "is being written by process 7 on here (index)" in second.result()
+    os.close(lock)
+
+
+def test_a_holder_that_ends_before_it_is_named_leaves_the_lock(tmp_path: Path) -> None:
+    lock = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(_enter, tmp_path)
+        time.sleep(0.2)
+        assert not second.done()
+        (tmp_path / ".lock").unlink()
+        os.close(lock)
+        assert second.result() == "entered"
+
+
+def test_a_holder_that_never_writes_its_name_is_another_process(tmp_path: Path) -> None:
+    lock = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)  # as on a full disk
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert "is being written by another process. Wait until" in _enter(tmp_path)
+    os.close(lock)
+
+
+def _enter(folder: Path) -> str:
+    try:
+        with own_folder(folder):
+            return "entered"
+    except InputError as error:
+        return str(error)
 
 
 def test_a_second_evaluation_in_a_folder_is_told_and_answers_nothing(
