@@ -75,6 +75,9 @@ def notebook_page(notebook: dict[str, Any], images: Path) -> str:
                 (images / name).write_bytes(base64.b64decode(data["image/png"]))
                 parts.append(f"![Output]({images.name}/{name})")
                 continue
+            if "text/html" in data:
+                parts.append("".join(data["text/html"]))
+                continue
             text = "".join(output.get("text", data.get("text/plain", "")))
             if text.strip():
                 parts.append(f"```text\n{text.rstrip()}\n```")

@@ -58,7 +58,10 @@ BEFORE = {
 }
 # The same command, for less: few steps, questions and pairs; alternatives share a folder.
 SMALLER = [
-    (r"^(dsd-trt train .*--out (\S+).*)$", r"rm -rf \2; \1 --steps 1 --validation 0 --no-refit"),
+    (
+        r"^(dsd-trt train .*--out (\S+).*)$",
+        r"rm -rf \2; \1 --steps 1 --validation 0 --no-refit --allow-worse",
+    ),
     (r"^(dsd-trt (?:train|imitate|eval) .*)--limit \d+", r"\1--limit 8"),
     (r"^(dsd-trt imitate .*)$", r"\1 --limit 60"),  # fewer images teach nothing
     (r"^(dsd-trt export .*--out (\S+).*)$", r"rm -rf \2; \1 --verify quick --no-bf16"),
