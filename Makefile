@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+PIP_ARGS ?=
 
 DEMO := .venv-demo
 DEV := .venv
@@ -25,11 +26,11 @@ demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
-test: $(DEV)/installed $(SITE)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
+test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # And the slow ones.
-test-all: test $(TYPES)/installed
+test-all: test
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
 	$(TRITON)/bin/python -m pytest tests/serving -m slow
 
@@ -200,13 +201,13 @@ $(RELEASE)/installed: Makefile
 
 $(TYPES)/installed: Makefile
 	test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
-	$(TYPES)/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	$(TYPES)/bin/python -m pip install --quiet $(PIP_ARGS) 'pyright[nodejs]==1.1.414'
 	touch $@
 
 # MkDocs reads docstrings from the sources: the package itself is not installed.
 $(SITE)/installed: pyproject.toml constraints.txt
 	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
-	$(SITE)/$(INSTALL) $$($(PYTHON) tools/make_site.py --requirements)
+	$(SITE)/$(INSTALL) $(PIP_ARGS) $$($(PYTHON) tools/make_site.py --requirements)
 	touch $@
 
 $(CPP)/fetched: constraints.txt engines/cpp/fetch.py

@@ -15,9 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OWN = ROOT / ".venv-site" / "bin" / "python"  # of `make site`
-PYTHON = (
-    str(OWN) if OWN.exists() else sys.executable if importlib.util.find_spec("mkdocs") else None
-)
+MADE = (ROOT / ".venv-site" / "installed").exists()  # whole
+PYTHON = str(OWN) if MADE else sys.executable if importlib.util.find_spec("mkdocs") else None
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="MkDocs is not installed: make site")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OWN = ROOT / ".venv-types" / "bin" / "pyright"
-PYRIGHT = str(OWN) if OWN.exists() else shutil.which("pyright")
+OWN = ROOT / ".venv-types" / "bin" / "pyright"  # of `make types`
+MADE = (ROOT / ".venv-types" / "installed").exists()  # whole
+PYRIGHT = str(OWN) if MADE else shutil.which("pyright")
 
 
 @pytest.mark.slow
