@@ -72,10 +72,6 @@ SMALLER = [
     (r"/models/my-scorer", "my-scorer"),
     (r"\.\.\./dsd_trt/data/shapes-bundle", "my-scorer"),
 ]
-SLOWLY = (pytest.mark.slow, pytest.mark.timeout(3600))
-SLOW = {  # they train or export
-    *("README.md", "docs/export.md", "docs/search.md", "docs/speed.md", "docs/train.md"),
-}
 
 
 @dataclass(frozen=True)
@@ -212,10 +208,9 @@ def smaller(body: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(it, marks=SLOWLY) if it in SLOW else it for it in sorted(TO_RUN)],
-)
+@pytest.mark.slow  # some train or export
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", sorted(TO_RUN))
 def test_blocks_run_in_their_order(page: str, clone: Path) -> None:
     for block in TO_RUN[page]:
         command = ["bash", "-euo", "pipefail", "-c", smaller(block.body)]
