@@ -189,6 +189,7 @@ def evaluate(
     from dsd_trt.train.commands.left_out import asked, report_left_out
     from dsd_trt.train.evaluation.answers import Expect, ask, expect_nothing
     from dsd_trt.train.evaluation.by_bundle import BundleScore
+    from dsd_trt.train.evaluation.confusions import AskedTexts
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.evaluation.page import Asked
     from dsd_trt.train.evaluation.pairs import PairScores
@@ -239,10 +240,10 @@ def evaluate(
             )
             score, expect = pairs, expect_nothing
         progress.step("asking questions", 0, questions.total)
-        noted = Asked()
+        noted, texts = Asked(), AskedTexts()
         answers = list(
             ask(
-                noted.through(questions) if report.has_page else questions,
+                texts.through(noted.through(questions) if report.has_page else questions),
                 score,
                 out and out / "answers.jsonl",
                 lambda answered: progress.step("asking questions", answered, questions.total),
@@ -277,9 +278,9 @@ def evaluate(
                 else "thresholds are for a bundle's "
                 "probabilities: export the model, then measure the bundle"
             )
-    title = f"{Path(scorer).name} on {data}"
+    title, confused = f"{Path(scorer).name} on {data}", texts.confusions(answers)
     if out:
-        write(out, rows, about, title, left_out, summary)
+        write(out, rows, about, title, left_out, summary, confused)
 
     def facts() -> dict[str, str]:
         """What a page says of the evaluation."""
@@ -287,8 +288,8 @@ def evaluate(
         return own | (scoring_facts(opened) if is_bundle else {"versions": versions()})
 
     report.write(
-        lambda: as_text(rows, left_out, computed_by, summary),
-        lambda: to_json(rows, about, left_out, summary),
+        lambda: as_text(rows, left_out, computed_by, summary, confused),
+        lambda: to_json(rows, about, left_out, summary, confused),
         lambda: noted.page(
             title, answers, rows, [*left_out.failures, *questions.failures], summary, facts()
         ),

@@ -17,6 +17,7 @@ from dsd_trt.files.schema import to_plain
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.metrics import Summary, bootstrap
 from dsd_trt.train.evaluation.answers import Answer
+from dsd_trt.train.evaluation.confusions import LISTED, Confusion, confusion_table
 from dsd_trt.train.left_out import LeftOut
 
 _FIVE = 5
@@ -141,7 +142,11 @@ def count_left_out(answers: Iterable[Answer]) -> LeftOut:
 
 
 def as_text(
-    rows: Sequence[Figure], left_out: LeftOut, engine: str = "", pairs: Summary | None = None
+    rows: Sequence[Figure],
+    left_out: LeftOut,
+    engine: str = "",
+    pairs: Summary | None = None,
+    confusions: Sequence[Confusion] | None = None,
 ) -> str:
     """The metrics as Markdown tables, with the number of questions left out and the engine.
 
@@ -150,6 +155,8 @@ def as_text(
         left_out: questions left out, with their failures.
         engine: engine that computed the scores; "" leaves it out.
         pairs: figures of a table's labelled pairs, the second table; None leaves it out.
+        confusions: wrong texts that were chosen, the most frequent first; the last
+            table. None or none leave it out.
     """
     five = any(row.top5 is not None for row in rows)
     head = ["asked", "questions", "chance", "top-1", "95 % interval", *(["top-5"] if five else [])]
@@ -168,6 +175,7 @@ def as_text(
     notes = [left_out.sentence()] if left_out.questions else []
     notes += [f"Engine: {engine}."] if engine else []
     parts = [table] if pairs is None else [table, summary_text(pairs)]
+    parts += [confusion_table(confusions)] if confusions else []
     return "\n".join([*parts, *(f"{note}\n" for note in notes)])
 
 
@@ -176,6 +184,7 @@ def to_json(
     about: Mapping[str, Any],
     left_out: LeftOut,
     pairs: Summary | None = None,
+    confusions: Sequence[Confusion] | None = None,
 ) -> str:
     """The metrics as JSON, with what was measured and which questions were left out.
 
@@ -184,10 +193,14 @@ def to_json(
         about: description of what was measured, as JSON takes it.
         left_out: questions left out, with their failures.
         pairs: figures of a table's labelled pairs, the field `pairs`; None leaves it out.
+        confusions: wrong texts that were chosen, the most frequent first; as many as `LISTED` of
+            them are the field `confusions`; None leaves it out.
     """
     plain = {**about, "figures": [asdict(row) for row in rows], **left_out.to_plain()}
     if pairs is not None:
         plain["pairs"] = finite(to_plain(pairs))
+    if confusions is not None:
+        plain["confusions"] = [asdict(it) for it in confusions[:LISTED]]
     return json.dumps(plain, indent=2) + "\n"
 
 
@@ -198,6 +211,7 @@ def write(
     title: str,
     left_out: LeftOut,
     pairs: Summary | None = None,
+    confusions: Sequence[Confusion] | None = None,
 ) -> None:
     """Write `table.md`, `figures.json` and, where matplotlib is installed, `figures.png`.
 
@@ -208,10 +222,13 @@ def write(
         title: title of the plot.
         left_out: questions left out, with their failures.
         pairs: figures of a table's labelled pairs; None for other data.
+        confusions: wrong texts that were chosen, the most frequent first; None
+            leaves them out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.md", as_text(rows, left_out, about.get("engine", ""), pairs))
-    write_whole(folder / "figures.json", to_json(rows, about, left_out, pairs))
+    text = as_text(rows, left_out, about.get("engine", ""), pairs, confusions)
+    write_whole(folder / "table.md", text)
+    write_whole(folder / "figures.json", to_json(rows, about, left_out, pairs, confusions))
     if find_spec("matplotlib"):
         plot(rows, folder / "figures.png", title)
 

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,11 +22,11 @@ from dsd_trt.image.preprocess import ImageSource, image_identity
 from dsd_trt.image.stored import StoredImage
 from dsd_trt.metrics import Summary
 from dsd_trt.train.evaluation.answers import Answer
+from dsd_trt.train.evaluation.confusions import LISTED, confusions
 from dsd_trt.train.evaluation.figures import Figure
 from dsd_trt.train.left_out import name_image
 from dsd_trt.train.question import Question
 
-_CONFUSIONS = 30  # most frequent ones that are shown
 _HELD = ThumbnailSize(320, 40_000)  # of an image that is in no file
 
 
@@ -154,17 +153,13 @@ class _Answers:
 
     def confusions(self) -> str:
         """The most frequent pairs of a right text and the one that was chosen instead."""
-        found = Counter(
-            (noted.candidates[noted.right].text, noted.candidates[answer.chosen].text)
-            for noted, answer in self._answered
-            if answer.rank != 1 and answer.chosen is not None and noted.by_text
-        )
+        asked = (([it.text for it in noted.candidates], noted.right) for noted, _ in self._answered)
+        found = confusions(asked, [answer for _, answer in self._answered])
         if not found:
             return ""
-        most = max(found.values())
+        most = found[0].times
         rows: list[list[Cell]] = [
-            [right, chosen, Bar(str(times), times / most)]
-            for (right, chosen), times in found.most_common(_CONFUSIONS)
+            [it.right, it.chosen, Bar(str(it.times), it.times / most)] for it in found[:LISTED]
         ]
         caption = f"Which wrong text won: {len(rows)} of {len(found)}, the most frequent first"
         return section("Confusions", table(caption, ["Right", "Chosen", "Times"], rows, words=2))
