@@ -31,25 +31,26 @@ class Report:
     form: str
     output: Path | None
 
-    @property
-    def file_form(self) -> str | None:
-        """Format of the file: by its suffix, JSON for one without, or a page if that is asked for.
+    def require_form(self) -> None:
+        """Check the file's suffix.
 
         Raises:
-            InputError: the suffix is that of another format.
+            InputError: it is that of another format.
         """
-        if self.output is None:
-            return None
-        suffix = self.output.suffix.lower()
-        if suffix in _SUFFIXES:
-            return _SUFFIXES[suffix]
-        if suffix:
+        if self.output is not None and self.output.suffix.lower() not in ("", *_SUFFIXES):
             raise InputError(
                 "the figures are JSON or a page: give -o "
                 f"{shlex.quote(str(self.output.with_suffix('.json')))} or "
                 f"{shlex.quote(str(self.output.with_suffix('.html')))}"
             )
-        return "html" if self.form == "html" else "json"
+
+    @property
+    def file_form(self) -> str | None:
+        """Format of the file: by its suffix; without one a page if that is asked for, else JSON."""
+        if self.output is None:
+            return None
+        asked = "html" if self.form == "html" else "json"
+        return _SUFFIXES.get(self.output.suffix.lower(), asked)
 
     @property
     def printed_form(self) -> str:
@@ -108,7 +109,9 @@ def report_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_report(*, form: str, output: Path | None, **given: Any) -> Any:
-        return command(**given, report=Report(form, output))
+        report = Report(form, output)
+        report.require_form()  # before the command imports anything
+        return command(**given, report=report)
 
     decorated = click.option(
         "-f",

@@ -139,8 +139,9 @@ def test_another_name_is_refused(name: Any) -> None:
 
 
 # Where a backend's name may stand: its own files, the table, TensorRT's compiler and the
-# repositories for Triton, which has backends of the same names.
-OWN = ("dsd_trt/engine/", "engines/")
+# repositories for Triton, which has backends of the same names, and what examines the packages
+# behind each backend.
+OWN = ("dsd_trt/engine/", "dsd_trt/doctor/", "engines/")
 DISTRIBUTIONS = {"export/describe.py", "export/benchmark/machine.py"}  # whose versions are listed
 FILES = [
     path

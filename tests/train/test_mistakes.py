@@ -214,8 +214,14 @@ OTHERS = [
     ("bench --bundle bundle --model model --adapter foreign", "trained on another model"),
     ("bench --bundle bundle --contenders nobody", "no contender 'nobody'"),
     ("bench --bundle bundle -o nowhere/figures.json", "mkdir -p nowhere"),
-    ("bench --bundle bundle -o figures.csv", "the figures are JSON: give -o figures.json"),
-    ("eval bundle --data good.csv -o figures.csv", "the figures are JSON: give -o figures.json"),
+    (
+        "bench --bundle bundle -o figures.csv",
+        "JSON or a page: give -o figures.json or figures.html",
+    ),
+    (
+        "eval bundle --data good.csv -o figures.csv",
+        "JSON or a page: give -o figures.json or figures.html",
+    ),
     ("ablate --model model --data good.csv --out set", "set has other files, such as 'good.csv'"),
     ("train --data good.csv --model model --out set", "set has other files, such as 'good.csv'"),
     ("pretrain shapes --out set --smoke", "set has other files, such as 'good.csv'"),
