@@ -40,7 +40,7 @@ def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
         cause, remedy = split_advice(str(error))
         if not remedy and bundle is not None and (named := Repository.named(bundle)):
             offline = os.environ.get("HF_HUB_OFFLINE")
-            remedy = "unset HF_HUB_OFFLINE" if offline else f"hf download {named.name}"
+            remedy = "unset HF_HUB_OFFLINE" if offline else f"hf download {shlex.quote(named.name)}"
         if not remedy and key is not None:  # it is not signed, or by another key
             again = "dsd-trt doctor --bundle BUNDLE"  # the demonstration has no signature
             remedy = f"dsd-trt sign {shlex.quote(bundle)} --key KEY" if bundle else again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 
 from dsd_trt.doctor.finding import Finding
@@ -30,11 +31,12 @@ def examine(settings: Mapping[str, str], others: Mapping[str, Limit | None]) -> 
             faults += 1
             close = get_close_matches(name, known, 1)
             meant = f"; is {close[0]} meant?" if close else ""
+            taken = f"export {close[0]}={shlex.quote(value)} && " if close else ""
             yield Finding(
                 name,
                 "warning",
                 f"no variable {name} is known, so it has no effect{meant}",
-                f"export {close[0]}={value} && unset {name}" if close else f"unset {name}",
+                f"{taken}unset {shlex.quote(name)}",
                 facts,
             )
         elif (limit := others.get(name)) is not None:

@@ -269,6 +269,20 @@ def test_variables_without_an_effect_or_a_valid_value(monkeypatch: pytest.Monkey
     assert "DSD_TRT_ENGINE=openvino" in mended["variables"].detail
 
 
+@pytest.mark.parametrize("value", ["open vino", "openvino; touch made", "it's", '$(touch made) "'])
+def test_a_value_is_one_word_of_the_remedy(
+    value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shell that runs the remedy says what it exports."""
+    found = of_variables(monkeypatch, DSD_TRT_ENGIN=value)["DSD_TRT_ENGIN"]
+    told = f"{found.remedy} && printf %s \"$DSD_TRT_ENGINE\""
+    done = subprocess.run(
+        ["sh", "-c", told], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == value
+    assert list(tmp_path.iterdir()) == []
+
+
 # The text
 
 
