@@ -47,7 +47,9 @@ def install_command(extra: str, *options: str) -> str:
 
 def reinstall_command(*requirements: str) -> str:
     """Shell command that writes the files of installed packages again, and of no others."""
-    return " ".join([_pip("install"), "--force-reinstall", "--no-deps", *map(_quoted, requirements)])
+    return " ".join(
+        [_pip("install"), "--force-reinstall", "--no-deps", *map(_quoted, requirements)]
+    )
 
 
 def upgrade_command(*requirements: str) -> str:

@@ -301,7 +301,7 @@ def test_a_value_is_one_word_of_the_remedy(
 ) -> None:
     """The shell that runs the remedy says what it exports."""
     found = of_variables(monkeypatch, DSD_TRT_ENGIN=value)["DSD_TRT_ENGIN"]
-    told = f"{found.remedy} && printf %s \"$DSD_TRT_ENGINE\""
+    told = f'{found.remedy} && printf %s "$DSD_TRT_ENGINE"'
     done = subprocess.run(
         ["sh", "-c", told], cwd=tmp_path, capture_output=True, text=True, check=True
     )
