@@ -98,6 +98,48 @@ def test_groups_of_version_2_as_the_kernel_documents_them(tmp_path: Path) -> Non
     assert granted(tmp_path / "self") == Granted(0.25, 1000000, 400000)
 
 
+def one_group(tmp_path: Path, top: Path, *, root: str = "/", own: str = "/pod/box") -> Granted:
+    """What a group of version 2 grants, for the top and the root of its mount.
+
+    Args:
+        tmp_path: folder of the process.
+        top: folder that the groups are mounted on.
+        root: group that is mounted there.
+        own: group of the process.
+    """
+    mounted = str(top).replace("\\", r"\134").replace(" ", r"\040")
+    mounts = f"31 23 0:28 {root} {mounted} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+    write(tmp_path / "self", cgroup=f"0::{own}\n", mountinfo=mounts)
+    return granted(tmp_path / "self")
+
+
+def test_the_group_that_leaves_least_counts(tmp_path: Path) -> None:
+    """Others in the outer group may have filled it, though its limit is the higher one."""
+    top = tmp_path / "groups"
+    write(top / "pod", memory__max="1000\n", memory__current="950\n")
+    write(top / "pod" / "box", memory__max="800\n", memory__current="100\n")
+    assert one_group(tmp_path, top) == Granted(None, 1000, 950)
+    write(top / "pod", memory__current="200\n")
+    assert one_group(tmp_path, top) == Granted(None, 800, 100)
+
+
+@pytest.mark.parametrize("name", ["größe", "日本 語", r"back\slash", r"a\x41"])
+def test_a_mount_whose_path_is_not_ascii(name: str, tmp_path: Path) -> None:
+    """proc(5): space, tab, newline and backslash are octal, and all other bytes are themselves."""
+    top = tmp_path / name
+    write(top / "pod" / "box", memory__max="4096\n", memory__current="5\n")
+    assert one_group(tmp_path, top) == Granted(None, 4096, 5)
+
+
+def test_a_sibling_whose_name_begins_alike(tmp_path: Path) -> None:
+    """The group /pod is mounted, and the process is in /pod2/box: nothing of /pod is its own."""
+    top = tmp_path / "groups"
+    write(top / "2" / "box", memory__max="4096\n", memory__current="5\n")
+    assert one_group(tmp_path, top, root="/pod", own="/pod2/box") == Granted()
+    write(top / "box", memory__max="8192\n", memory__current="5\n")
+    assert one_group(tmp_path, top, root="/pod", own="/pod/box") == Granted(None, 8192, 5)
+
+
 def test_a_container_that_sees_its_group_as_the_top(tmp_path: Path) -> None:
     """Of version 1 without a namespace: the path is the machine's, the mount the container's."""
     cpu, memory = tmp_path / "cpu,cpuacct", tmp_path / "memory"
