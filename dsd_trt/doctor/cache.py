@@ -86,8 +86,7 @@ def _temporary() -> Finding:
 
 def _hub(missing: int) -> Finding:
     """Room for files that are not downloaded yet, where huggingface_hub puts them."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    folder = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    folder = hub_folder()
     facts = _facts(folder)
     why = why_unwritable(folder)
     free = shutil.disk_usage(nearest_folder(folder)).free
@@ -98,7 +97,21 @@ def _hub(missing: int) -> Finding:
         detail += in_gigabytes(missing)
     else:
         return Finding("hub's cache", "ok", f"{folder}, {in_gigabytes(free)} free", "", facts)
-    return Finding("hub's cache", "fault", detail, "export HF_HOME=FOLDER", facts)
+    return Finding("hub's cache", "fault", detail, "export HF_HUB_CACHE=FOLDER", facts)
+
+
+def hub_folder() -> Path:
+    """Folder of huggingface_hub's downloads, by the rule of its constants, without importing it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = _expanded(os.environ.get("HF_HOME", f"{caches}/huggingface"))
+    cache = os.environ.get("HUGGINGFACE_HUB_CACHE", f"{home}/hub")
+    return Path(_expanded(os.environ.get("HF_HUB_CACHE", cache)))
+
+
+def _expanded(path: str) -> str:
+    """A path with the home folder and variables in their places."""
+    # Unlike that of Path, this one leaves a path as it is where there is no home folder.
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
 
 
 def why_unwritable(folder: Path) -> str | None:

@@ -5,11 +5,12 @@ Remedies that set a variable are applied, and the same is examined again.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from small_disk import run_on_small_disk, small_disk
 from dsd_trt.cores import usable_cores
 from dsd_trt.doctor import processor
 from dsd_trt.doctor.bundle import study_here
+from dsd_trt.doctor.cache import hub_folder
 from dsd_trt.doctor.control_group import Granted, granted
 from dsd_trt.doctor.finding import Finding
 from dsd_trt.doctor.memory import PROGRAM
@@ -383,7 +385,41 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_a_bundle_on_the_hub(tmp_path: Path) -> None:
     needs = SMALL.__class__(**vars(SMALL) | {"missing_bytes": 10**15})
-    found = examined("cache", needs, HF_HOME=str(tmp_path))["hub's cache"]
+    given = dict.fromkeys(HUB_VARIABLES) | {"HF_HOME": str(tmp_path)}
+    found = examined("cache", needs, **given)["hub's cache"]
     assert found.state == "fault"
     assert "the bundle's missing files take 1000000.00 GB" in found.detail
-    assert found.remedy == "export HF_HOME=FOLDER"
+    assert found.remedy == "export HF_HUB_CACHE=FOLDER"  # which wins over all others
+
+
+HUB_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "home/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "xdg", "HF_HOME": "hf"}, "hf/hub"),
+        ({"HF_HOME": "hf", "HUGGINGFACE_HUB_CACHE": "old"}, "old"),
+        ({"HUGGINGFACE_HUB_CACHE": "old", "HF_HUB_CACHE": "new"}, "new"),
+        ({"HF_HOME": "~/$DSD_TEST/x"}, "home/there/x/hub"),
+    ],
+)
+def test_the_hubs_cache_is_where_the_hub_has_it(
+    given: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself says the same."""
+    for name in HUB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    known = {"HOME": str(tmp_path / "home"), "DSD_TEST": "there"}
+    under = {name: it if it.startswith("~") else str(tmp_path / it) for name, it in given.items()}
+    for name, value in (known | under).items():
+        monkeypatch.setenv(name, value)
+    assert hub_folder() == tmp_path / expected
+    if importlib.util.find_spec("huggingface_hub"):
+        told = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
+        done = subprocess.run(
+            [sys.executable, "-c", told], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(tmp_path / expected)
