@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.batching import activation_bytes
+from dsd_trt.bundle.folder import LARGE_BYTES
 from dsd_trt.bundle.hub import Repository
 from dsd_trt.bundle.place import EMBEDDED, described_folder
 from dsd_trt.bundle.snapshot import Snapshot
@@ -19,8 +20,6 @@ from dsd_trt.doctor.studied import Needs, Studied
 from dsd_trt.engine.driver import why_no_driver
 from dsd_trt.errors import DsdError, counted
 from dsd_trt.installation import rebuild_command
-
-_LARGE = 500_000_000  # bytes of weights from which compiled models are not kept by themselves
 
 
 def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
         activation_bytes(facts.manifest, 0),
         activation_bytes(facts.manifest, memory_budget()),
         sizes.missing_bytes,
-        0 if weights >= _LARGE else 2 * weights,
+        0 if weights >= LARGE_BYTES else 2 * weights,  # of a large one, none are kept unasked
     )
     plans = tuple(_plan(it, folder) for it in facts.plans)
     faults = "\n".join(facts.faults)
