@@ -39,8 +39,8 @@ def doctor(bundle: str | None, engine: str, as_json: bool, require_signature: Pa
     """Say which engines work on this machine, why the others do not, and what mends it.
 
     Packages, GPUs, processor, threads, memory, disks, the cache, the bundle's files and its plans
-    are examined, engines each in a process of its own. Nothing is installed or changed. Of a bundle
-    on the hub, bundle.json alone is downloaded.
+    are examined, engines each in a process of its own. Nothing is installed; a small file is
+    written to each disk and removed. Of a bundle on the hub, bundle.json alone is downloaded.
 
     Exit code 4: the engine that is asked for cannot work, or with auto none. Exit code 2: the
     bundle is missing or damaged. The findings are printed all the same.

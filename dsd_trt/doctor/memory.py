@@ -14,8 +14,7 @@ from dsd_trt.doctor.finding import Finding
 from dsd_trt.doctor.studied import Needs
 from dsd_trt.engine import ON_GPU
 
-# One image and one text of the demonstration take 120 MiB on OpenVINO, 78 on ONNX Runtime, by the
-# count of a control group (Linux, 2 cores, openvino 2026.4.1, onnxruntime 1.32.0; 2026-11-30).
+# Both are assumptions, as docs/doctor.md says; it has the command that measures a bundle.
 PROGRAM = 70 * 2**20
 """Bytes of a process without a bundle: Python, its packages and an engine's library."""
 
