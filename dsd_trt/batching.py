@@ -13,7 +13,7 @@ from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
 from dsd_trt.log import get_logger
 
-_MOST_MB = 2**30  # a pebibyte
+MOST_MB = 2**30  # a pebibyte
 DEFAULT_MB = 1024  # memory for activations where nothing else is asked for
 MAX_TEXTS = 256  # texts per run of the matrix scorer
 _TIMED = 3  # timed batches of each size
@@ -100,7 +100,7 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     if (
         not isinstance(memory_budget_mb, Real)
         or isinstance(memory_budget_mb, bool)
-        or not 0 <= memory_budget_mb < _MOST_MB
+        or not 0 <= memory_budget_mb < MOST_MB
     ):
         raise InputError(f"memory_budget_mb must be a number of MiB, got {memory_budget_mb!r}")
     memory_budget_mb = float(memory_budget_mb)

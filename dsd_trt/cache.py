@@ -21,22 +21,38 @@ from dsd_trt.log import get_logger
 logger = get_logger(__name__)
 
 
+VARIABLE = "DSD_TRT_CACHE"
+"""Variable that names the folder."""
+
+_IN_HOME = "~/.cache/dsd-trt"
+
+
+def named_folder() -> Path | None:
+    """The cache folder, which need not exist; None if it is disabled.
+
+    Raises:
+        RuntimeError: it would be in the user's home, and there is none.
+    """
+    if (named := os.environ.get(VARIABLE)) is not None:
+        return Path(named) if named else None
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home) / "dsd-trt"
+    return Path(_IN_HOME).expanduser()
+
+
 def cache_folder() -> Path | None:
     """The cache folder; None if it is disabled or cannot be written to."""
-    named = os.environ.get("DSD_TRT_CACHE")
-    if named == "":
-        return None
-    home = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(named) if named else Path(home or "~/.cache") / "dsd-trt"
     try:
-        if not (named or home):
-            folder = folder.expanduser()
+        folder = named_folder()
+    except RuntimeError:  # for example, an unnamed user of a container
+        _say_unwritable(Path(_IN_HOME), "there is no home folder")
+        return None
+    if folder is None:
+        return None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _say_unwritable(folder, error.strerror)
-        return None
-    except RuntimeError:  # for example, an unnamed user of a container
-        _say_unwritable(folder, "there is no home folder")
         return None
     if not os.access(folder, os.W_OK):
         _say_unwritable(folder, "it is read-only")

@@ -47,7 +47,9 @@ def install_command(extra: str, *options: str) -> str:
 
 def reinstall_command(*requirements: str) -> str:
     """Shell command that writes the files of installed packages again, and of no others."""
-    return " ".join([_pip("install"), "--force-reinstall", "--no-deps", *requirements])
+    return " ".join(
+        [_pip("install"), "--force-reinstall", "--no-deps", *map(_quoted, requirements)]
+    )
 
 
 def upgrade_command(*requirements: str) -> str:
@@ -68,7 +70,7 @@ def rebuild_command() -> str:
 
 def uninstall_command(*packages: str) -> str:
     """Shell command that removes packages from the running environment without asking."""
-    return " ".join([_pip("uninstall"), *packages])
+    return " ".join([_pip("uninstall"), *map(_quoted, packages)])
 
 
 def _pip(action: str) -> str:

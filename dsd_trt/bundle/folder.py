@@ -31,7 +31,8 @@ from dsd_trt.log import get_logger, timed
 
 logger = get_logger(__name__)
 
-_LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times that
+LARGE_BYTES = 500_000_000
+"""Bytes of weights of a large bundle; Stable Diffusion's smallest scorer has four times that."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> No
 
 def is_large(folder: Path) -> bool:
     """Whether a bundle's weights are so large that memory and disk outweigh a second of start."""
-    return weight_bytes(folder) >= _LARGE_BYTES
+    return weight_bytes(folder) >= LARGE_BYTES
 
 
 def weight_bytes(folder: Path) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsd_trt.commands.environment import PREFIX, SETTINGS, other_variables
+from dsd_trt.commands.environment import PREFIX, SETTINGS, other_variables, refusal
 from dsd_trt.commands.options import bundle_option, engine_option, signature_option
 from dsd_trt.engine import AUTO, BACKENDS
 from dsd_trt.errors import BundleError, EngineError
@@ -39,8 +39,8 @@ def doctor(bundle: str | None, engine: str, as_json: bool, require_signature: Pa
     """Say which engines work on this machine, why the others do not, and what mends it.
 
     Packages, GPUs, processor, threads, memory, disks, the cache, the bundle's files and its plans
-    are examined, engines each in a process of its own. Nothing is installed or changed. Of a bundle
-    on the hub, bundle.json alone is downloaded.
+    are examined, engines each in a process of its own. Nothing is installed; a small file is
+    written to each disk and removed. Of a bundle on the hub, bundle.json alone is downloaded.
 
     Exit code 4: the engine that is asked for cannot work, or with auto none. Exit code 2: the
     bundle is missing or damaged. The findings are printed all the same.
@@ -48,7 +48,8 @@ def doctor(bundle: str | None, engine: str, as_json: bool, require_signature: Pa
     from dsd_trt.commands.output import write_standard_output
     from dsd_trt.doctor.report import Asked, examine
 
-    settings = {PREFIX + name: meaning for name, meaning in SETTINGS.items()}
+    group = click.get_current_context().find_root().command
+    settings = {PREFIX + name: refusal(PREFIX + name, group) for name in SETTINGS}
     report = examine(Asked(engine, bundle, require_signature, settings, other_variables()))
     if as_json:
         write_standard_output(json.dumps(report.to_plain(), indent=2) + "\n")

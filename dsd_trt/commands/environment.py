@@ -7,10 +7,11 @@ settings. Imports nothing heavy, so that help is fast.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,6 +98,43 @@ def other_variables() -> dict[str, Limit | None]:
 
     found = [it for it in vars(limits).values() if isinstance(it, limits.Limit)]
     return {PREFIX + _CACHE: None, **{it.variable: it for it in found}}
+
+
+def refusal(variable: str, group: click.Command) -> str:
+    """Why every command that has an option with a variable refuses its value; "" if one takes it.
+
+    Args:
+        variable: name of the variable, with its prefix.
+        group: group of the commands. One that cannot be imported here is passed over.
+    """
+    said = ""
+    if not os.environ.get(variable):
+        return said
+    for command in _commands(group):
+        for it in command.params:
+            if not (isinstance(it, Setting) and it.envvar == variable):
+                continue
+            context = click.Context(command, info_name=command.name)
+            try:
+                it.process_value(context, it.value_from_envvar(context))
+            except (click.UsageError, DsdError) as error:
+                wrong = error.message if isinstance(error, click.UsageError) else str(error)
+                said = f"{variable} has no valid value: {wrong}"
+            else:
+                return ""
+    return said
+
+
+def _commands(group: click.Command) -> Iterator[click.Command]:
+    """The commands of a group that can be imported here."""
+    if not isinstance(group, click.Group):
+        yield group
+        return
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        with contextlib.suppress(Exception):  # a damaged file, or a package that is not installed
+            if (command := group.get_command(context, name)) is not None:
+                yield from _commands(command)
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:

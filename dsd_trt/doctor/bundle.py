@@ -8,19 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.batching import DEFAULT_MB, activation_bytes
+from dsd_trt.batching import activation_bytes
+from dsd_trt.bundle.folder import LARGE_BYTES
 from dsd_trt.bundle.hub import Repository
 from dsd_trt.bundle.place import EMBEDDED, described_folder
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.bundle_facts import BundleFacts, PlanFacts
+from dsd_trt.doctor.budget import memory_budget
 from dsd_trt.doctor.finding import Finding, State, split_advice
 from dsd_trt.doctor.studied import Needs, Studied
 from dsd_trt.engine.driver import why_no_driver
 from dsd_trt.errors import DsdError, counted
 from dsd_trt.installation import rebuild_command
-
-_BUDGET = "DSD_TRT_MEMORY_BUDGET"
-_LARGE = 500_000_000  # bytes of weights from which compiled models are not kept by themselves
 
 
 def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
         cause, remedy = split_advice(str(error))
         if not remedy and bundle is not None and (named := Repository.named(bundle)):
             offline = os.environ.get("HF_HUB_OFFLINE")
-            remedy = "unset HF_HUB_OFFLINE" if offline else f"hf download {named.name}"
+            remedy = "unset HF_HUB_OFFLINE" if offline else f"hf download {shlex.quote(named.name)}"
         if not remedy and key is not None:  # it is not signed, or by another key
             again = "dsd-trt doctor --bundle BUNDLE"  # the demonstration has no signature
             remedy = f"dsd-trt sign {shlex.quote(bundle)} --key KEY" if bundle else again
@@ -59,13 +58,12 @@ def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
         files = counted(sizes.files, "file")
         findings.append(Finding(subject, "ok", f"{detail}; all {files} whole", "", known))
     weights = sizes.weight_bytes or sizes.bytes
-    budget = float(os.environ.get(_BUDGET) or DEFAULT_MB)
     needs = Needs(
         weights,
         activation_bytes(facts.manifest, 0),
-        activation_bytes(facts.manifest, budget),
+        activation_bytes(facts.manifest, memory_budget()),
         sizes.missing_bytes,
-        0 if weights >= _LARGE else 2 * weights,
+        0 if weights >= LARGE_BYTES else 2 * weights,  # of a large one, none are kept unasked
     )
     plans = tuple(_plan(it, folder) for it in facts.plans)
     faults = "\n".join(facts.faults)

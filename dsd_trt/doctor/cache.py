@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsd_trt.cache import VARIABLE, named_folder
 from dsd_trt.doctor.finding import Finding
 from dsd_trt.doctor.studied import Needs
 from dsd_trt.errors import DISK_FULL
 from dsd_trt.files.disk import in_gigabytes, nearest_folder
 from dsd_trt.files.unfinished import unfinished_name
 
-_VARIABLE = "DSD_TRT_CACHE"
 _TRIAL = 4096  # bytes that are written to see whether a disk takes them
 _FULL = "the disk is full, or a quota is used up"
 _NO_GROWTH = "files may not grow: ulimit -f"
@@ -38,14 +38,14 @@ def examine(needs: Needs | None) -> Iterator[Finding]:
 
 
 def _cache(needed: int) -> Finding:
-    if os.environ.get(_VARIABLE) == "":
-        detail = f"{_VARIABLE} is empty: nothing is kept for the next start, which is slower"
-        return Finding("cache", "note", detail, f"unset {_VARIABLE}", {"folder": None})
     try:
-        folder = _folder()
+        folder = named_folder()
     except RuntimeError:  # an unnamed user of a container
         detail = "there is no home folder, so nothing is kept for the next start"
         return Finding("cache", "warning", detail, _elsewhere(), {"folder": None})
+    if folder is None:
+        detail = f"{VARIABLE} is empty: nothing is kept for the next start, which is slower"
+        return Finding("cache", "note", detail, f"unset {VARIABLE}", {"folder": None})
     size = _size_of(folder)
     facts = _facts(folder) | {"size_bytes": size}
     kept = f"{folder} has {in_gigabytes(size)}"
@@ -86,8 +86,7 @@ def _temporary() -> Finding:
 
 def _hub(missing: int) -> Finding:
     """Room for files that are not downloaded yet, where huggingface_hub puts them."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    folder = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    folder = hub_folder()
     facts = _facts(folder)
     why = why_unwritable(folder)
     free = shutil.disk_usage(nearest_folder(folder)).free
@@ -98,7 +97,21 @@ def _hub(missing: int) -> Finding:
         detail += in_gigabytes(missing)
     else:
         return Finding("hub's cache", "ok", f"{folder}, {in_gigabytes(free)} free", "", facts)
-    return Finding("hub's cache", "fault", detail, "export HF_HOME=FOLDER", facts)
+    return Finding("hub's cache", "fault", detail, "export HF_HUB_CACHE=FOLDER", facts)
+
+
+def hub_folder() -> Path:
+    """Folder of huggingface_hub's downloads, by the rule of its constants, without importing it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = _expanded(os.environ.get("HF_HOME", f"{caches}/huggingface"))
+    cache = os.environ.get("HUGGINGFACE_HUB_CACHE", f"{home}/hub")
+    return Path(_expanded(os.environ.get("HF_HUB_CACHE", cache)))
+
+
+def _expanded(path: str) -> str:
+    """A path with the home folder and variables in their places."""
+    # Unlike that of Path, this one leaves a path as it is where there is no home folder.
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
 
 
 def why_unwritable(folder: Path) -> str | None:
@@ -133,24 +146,12 @@ def why_unwritable(folder: Path) -> str | None:
     return None
 
 
-def _folder() -> Path:
-    """The cache's folder, which need not exist.
-
-    Raises:
-        RuntimeError: it would be in the user's home, and there is none.
-    """
-    if named := os.environ.get(_VARIABLE):
-        return Path(named)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return Path(home) / "dsd-trt" if home else Path("~/.cache/dsd-trt").expanduser()
-
-
 def _elsewhere() -> str:
     try:
         folder = Path(tempfile.gettempdir()) / "dsd-trt"
     except FileNotFoundError:
         folder = Path("FOLDER")
-    return f"export {_VARIABLE}={shlex.quote(str(folder))}"
+    return f"export {VARIABLE}={shlex.quote(str(folder))}"
 
 
 def _facts(folder: Path) -> dict[str, object]:

@@ -1,14 +1,17 @@
 """Control groups of Linux: what a container, a service or a batch system grants this process.
 
-Versions 1 and 2 are read. A limit of any group around the own one holds, so the lowest counts.
+Versions 1 and 2 are read. A limit of any group around the own one holds, so what counts is the
+group that leaves least. A group's use has that of all groups in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _NO_LIMIT = 2**60  # bytes; version 1 writes a number of this size where there is none
 
@@ -19,7 +22,7 @@ class Granted:
 
     Attributes:
         cores: processor time per time, as a number of cores; None without a quota.
-        memory: bytes that may be used; None without a limit.
+        memory: limit in bytes of the group that leaves least; None without a limit.
         memory_used: bytes in use within that limit, without pages that can be taken back.
         tasks: processes and threads that may yet be started; None without a limit.
     """
@@ -37,28 +40,28 @@ def granted(process: Path = Path("/proc/self")) -> Granted:
         process: folder of the process in the file system of processes.
     """
     cores = min(filter(None, map(_quota, _groups(process, "cpu"))), default=None)
-    limits = [(it, _memory(it)) for it in _groups(process, "memory")]
-    found = [(limit, group) for group, limit in limits if limit is not None]
+    limits = [(_memory(it), it) for it in _groups(process, "memory")]
+    found = [(limit, _used(group)) for limit, group in limits if limit is not None]
     left = [it for it in map(_tasks, _groups(process, "pids")) if it is not None]
     tasks = min(left, default=None)
     if not found:
         return Granted(cores, tasks=tasks)
-    limit, group = min(found)
-    return Granted(cores, limit, _used(group), tasks)
+    limit, used = min(found, key=lambda it: it[0] - it[1])
+    return Granted(cores, limit, used, tasks)
 
 
 def _groups(process: Path, controller: str) -> Iterator[Path]:
     """Folders of the own group and all around it that have a controller, the own one first."""
     try:
-        named = (process / "cgroup").read_text("utf-8").splitlines()
-        mounts = (process / "mountinfo").read_text("utf-8").splitlines()
+        named = (process / "cgroup").read_bytes().splitlines()
+        mounts = (process / "mountinfo").read_bytes().splitlines()
     except OSError:
         return
     own = dict[str, str]()
-    for line in named:
+    for line in map(os.fsdecode, named):
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)  # "" in version 2
-    for line in mounts:
+    for line in map(os.fsdecode, mounts):
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         root, top = (_unescaped(it) for it in before.split(" ")[3:5])
@@ -68,8 +71,8 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
         if (place := own.get("" if second else controller)) is None:
             continue
         # A container may see its group as the top, while its path is relative to the machine's.
-        inner = place.removeprefix(root) if place.startswith(root) else ""
-        group = Path(top) / inner.strip("/")
+        whole = PurePosixPath(place)
+        group = Path(top, whole.relative_to(root) if whole.is_relative_to(root) else "")
         while True:
             yield group
             if group == Path(top) or group == group.parent:
@@ -78,8 +81,9 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
 
 
 def _unescaped(path: str) -> str:
-    """A path of mountinfo, in which spaces and backslashes are octal numbers."""
-    return path.encode().decode("unicode_escape")
+    """A path of mountinfo, in which spaces and backslashes are octal numbers of bytes."""
+    plain = re.sub(rb"\\([0-7]{3})", lambda it: bytes([int(it[1], 8) & 255]), os.fsencode(path))
+    return os.fsdecode(plain)
 
 
 def _quota(group: Path) -> float | None:

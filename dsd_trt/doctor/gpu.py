@@ -14,12 +14,18 @@ from dsd_trt.doctor.finding import Finding, State
 from dsd_trt.doctor.packages import numbers
 from dsd_trt.engine.driver import describe_device, driver_release, find_driver
 from dsd_trt.errors import EngineError, counted
-from dsd_trt.installation import install_command, uninstall_command, upgrade_command
+from dsd_trt.installation import (
+    install_command,
+    reinstall_command,
+    uninstall_command,
+    upgrade_command,
+)
 
 _NVIDIA = "0x10de"
 _DISPLAY = "0x03"  # class of display controllers and 3D accelerators
 _MARKS_OF_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 _LEAST_BINDINGS = "12.8"
+_LEAST_CUDA = 12  # oldest major version that the bindings and engines of a GPU support
 # Distributions that have to be of one version, by the extra that installs them.
 _FAMILIES = {
     "gpu": re.compile(r"tensorrt(?:-cu\d+)?(?:-bindings|-libs)?"),
@@ -89,18 +95,29 @@ def _driver() -> Iterator[Finding]:
 
 def _driver_command() -> str:
     """Command that makes a GPU of the machine usable."""
-    if any(Path(it).exists() for it in _MARKS_OF_CONTAINERS):
+    if _in_container():
         return "docker run --gpus all IMAGE"
+    return _upgrade_command() or "nvidia-smi"
+
+
+def _upgrade_command() -> str:
+    """Command that installs the newest driver; "" where none is known to do so from here."""
+    if _in_container():  # the driver is the machine's
+        return ""
     if shutil.which("ubuntu-drivers"):
         return "ubuntu-drivers install"
-    if shutil.which("apt-get"):
-        return "apt-get install --yes nvidia-driver"
-    return "nvidia-smi"
+    return "apt-get install --yes nvidia-driver" if shutil.which("apt-get") else ""
+
+
+def _in_container() -> bool:
+    return any(Path(it).exists() for it in _MARKS_OF_CONTAINERS)
 
 
 def _packages(packages: dict[str, str], cuda: str | None) -> Iterator[Finding]:
     """What is wrong with the packages of CUDA, or what they are."""
-    wrong = [*_mixed(packages), *_unlike(packages), *_bindings(packages, driver=cuda is not None)]
+    most = None if cuda is None else int(cuda.partition(".")[0])
+    wrong = [*_mixed(packages, most), *_unlike(packages)]
+    wrong += _bindings(packages, driver=cuda is not None)
     if cuda is not None:
         wrong += _newer_than(packages, cuda)
     yield from wrong
@@ -110,17 +127,35 @@ def _packages(packages: dict[str, str], cuda: str | None) -> Iterator[Finding]:
         yield Finding("CUDA packages", "ok", detail, "", packages)
 
 
-def _mixed(packages: dict[str, str]) -> Iterator[Finding]:
-    """One library for two versions of CUDA."""
-    stems: dict[str, list[str]] = {}
+def _mixed(packages: dict[str, str], most: int | None) -> Iterator[Finding]:
+    """One library for two versions of CUDA, of which one is kept: the newest that the driver runs.
+
+    Args:
+        packages: versions of packages by name.
+        most: newest major version of CUDA that the driver runs; None without a driver.
+    """
+    for stem, names in _by_library(packages).items():
+        fitting = [it for cuda, it in sorted(names.items()) if most is None or cuda <= most]
+        if len(names) == 1 or not fitting:  # where none fits, that is the fault
+            continue
+        kept = fitting[-1]
+        others = [it for it in names.values() if it != kept]
+        detail = f"{' and '.join(names.values())} are both installed, for two versions of CUDA"
+        detail += ", and have overwritten each other's files"
+        again = reinstall_command(f"{kept}=={packages[kept]}")
+        facts = {it: packages[it] for it in names.values()}
+        remedy = f"{uninstall_command(*others)} && {again}"
+        yield Finding(stem, "warning", detail, remedy, facts)
+
+
+def _by_library(packages: dict[str, str]) -> dict[str, dict[int, str]]:
+    """Names of packages by the major version of CUDA that they are for, by library."""
+    found: dict[str, dict[int, str]] = {}
     for name in packages:
-        if _OF_CUDA.fullmatch(name):
-            stems.setdefault(re.sub(r"-cu\d+", "", name), []).append(name)
-    for stem, names in stems.items():
-        if len(names) > 1:
-            detail = f"{' and '.join(names)} are both installed, for two versions of CUDA"
-            remedy = uninstall_command(*names[:-1])
-            yield Finding(stem, "warning", detail, remedy, {it: packages[it] for it in names})
+        if of_cuda := _OF_CUDA.fullmatch(name):
+            stem = re.sub(r"-cu\d+", "", name)
+            found.setdefault(stem, {})[int(of_cuda[1])] = name
+    return found
 
 
 def _unlike(packages: dict[str, str]) -> Iterator[Finding]:
@@ -148,13 +183,26 @@ def _bindings(packages: dict[str, str], *, driver: bool) -> Iterator[Finding]:
 
 
 def _newer_than(packages: dict[str, str], cuda: str) -> Iterator[Finding]:
-    """Packages for a CUDA that the driver does not run."""
+    """Libraries that are installed only for a CUDA that the driver does not run."""
     most = int(cuda.partition(".")[0])
-    for name, version in packages.items():
-        found = _OF_CUDA.fullmatch(name)
-        if found and int(found[1]) > most:
-            detail = f"{name} {version} is for CUDA {found[1]}, and the driver runs up to {cuda}"
-            yield Finding(name, "fault", detail, _driver_command(), {"version": version})
+    newer = {
+        name: found
+        for names in _by_library(packages).values()
+        if min(names) > most  # else another one of them is kept
+        for found, name in names.items()
+    }
+    if not newer:
+        return
+    older = {re.sub(r"-cu\d+(?:-bindings|-libs)?", f"-cu{most}", it) for it in newer}
+    remedy = f"{uninstall_command(*newer)} && {upgrade_command(*sorted(older))}"
+    advice = ""
+    if most < _LEAST_CUDA:  # no library that is supported is for this driver
+        advice, remedy = "; upgrade the driver", _upgrade_command()
+        if _in_container():
+            advice += " of the machine that runs this container"
+    for name, version in ((it, packages[it]) for it in newer):
+        detail = f"{name} {version} is for CUDA {newer[name]}, and the driver runs up to {cuda}"
+        yield Finding(name, "fault", f"{detail}{advice}", remedy, {"version": version})
 
 
 def _installed() -> dict[str, str]:

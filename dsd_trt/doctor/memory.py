@@ -8,20 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsd_trt.doctor.budget import BUDGET
 from dsd_trt.doctor.control_group import granted
 from dsd_trt.doctor.finding import Finding
 from dsd_trt.doctor.studied import Needs
 from dsd_trt.engine import ON_GPU
 
-# One image and one text of the demonstration take 120 MiB on OpenVINO, 78 on ONNX Runtime, by the
-# count of a control group (Linux, 2 cores, openvino 2026.4.1, onnxruntime 1.32.0; 2026-11-30).
+# Both are assumptions, as docs/doctor.md says; it has the command that measures a bundle.
 PROGRAM = 70 * 2**20
 """Bytes of a process without a bundle: Python, its packages and an engine's library."""
 
 _COPIES = {"openvino": 4, "openvino-bf16": 4, "onnxruntime": 2}
 """Bytes that an engine holds per byte of weights on disk: FP32 in place of FP16, OpenVINO twice."""
 
-_BUDGET = "DSD_TRT_MEMORY_BUDGET"
 _MIB = 2**20
 
 
@@ -73,7 +72,7 @@ def examine(needs: Needs | None, engine: str | None) -> Iterator[Finding]:
         yield Finding("memory", "fault", f"{room}, and {takes}", room.remedy, facts)
     elif room.bytes < usual:
         budget = (room.bytes - fixed) // _MIB
-        remedy = f"export {_BUDGET}={budget}"
+        remedy = f"export {BUDGET}={budget}"
         yield Finding("memory", "warning", f"{room}, and {takes}", remedy, facts)
     else:
         yield Finding("memory", "ok", f"{room}; {takes}", "", facts)

@@ -32,7 +32,8 @@ class Asked:
         engine: name of the engine to score with, or "auto".
         bundle: name of the bundle to score with; None is the demonstration's.
         key: public key that must have signed the bundle; None requires no signature.
-        settings: meaning of the variables that set an option's default, by name.
+        settings: why the value of each variable that sets an option's default is refused, by name;
+            "" where it is not.
         others: the package's other variables by name, with the limit that one sets.
     """
 

@@ -224,7 +224,7 @@ def test_a_precision_does_not_take_what_was_compiled_for_another(cache: Path) ->
 def test_gigabytes_are_not_kept(
     cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle.folder.LARGE_BYTES", 0)
     for _ in range(2):
         engine = FP32.open(bundle, "pair_scorer")
         assert isinstance(engine, OpenVinoEngine)
@@ -257,7 +257,7 @@ def test_gigabytes_are_kept_on_request(
 ) -> None:
     """And the bits of a score are those of a model that was not kept."""
     bundle = read_bundle(bundle_folder(None))
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle.folder.LARGE_BYTES", 0)
     plain = FP32.open(bundle, "pair_scorer")
     assert isinstance(plain, OpenVinoEngine)
     wanted = _score(plain, bundle)
@@ -281,7 +281,7 @@ def test_gigabytes_without_room_are_compiled_at_every_start(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, short: str
 ) -> None:
     bundle = read_bundle(bundle_folder(None))
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle.folder.LARGE_BYTES", 0)
     size = 4 * 4.4e6  # FP32 numbers of the demonstration's U-Net, about
     limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     why = ""
@@ -312,7 +312,7 @@ def test_gigabytes_without_room_are_compiled_at_every_start(
 def test_a_cache_of_gigabytes_is_told_of(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle.folder.LARGE_BYTES", 0)
     monkeypatch.setattr("dsd_trt.engine.openvino.compiled._LARGE", 10**6)
     bundle = read_bundle(bundle_folder(None))
     for _ in range(2):

@@ -20,7 +20,8 @@ from stub_libraries import compile_driver, needs_compiler
 
 from dsd_trt import Bundle
 from dsd_trt.commands.doctor import as_text
-from dsd_trt.commands.environment import other_variables
+from dsd_trt.commands.environment import other_variables, refusal
+from dsd_trt.commands.main import cli
 from dsd_trt.doctor.finding import STATES, Finding
 from dsd_trt.doctor.report import Asked, Report, Section
 from dsd_trt.doctor.variables import examine as examine_variables
@@ -250,7 +251,8 @@ def of_variables(monkeypatch: pytest.MonkeyPatch, **values: str | None) -> dict[
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    found = examine_variables({"DSD_TRT_ENGINE": "engine"}, other_variables())
+    names = ("DSD_TRT_ENGINE", "DSD_TRT_MEMORY_BUDGET", "DSD_TRT_WORKERS", "DSD_TRT_TUNE")
+    found = examine_variables({it: refusal(it, cli) for it in names}, other_variables())
     return {it.subject: it for it in found}
 
 
@@ -267,6 +269,44 @@ def test_variables_without_an_effect_or_a_valid_value(monkeypatch: pytest.Monkey
         mended = of_variables(monkeypatch, **exported(it.remedy))
     assert mended.keys() == {"variables"}
     assert "DSD_TRT_ENGINE=openvino" in mended["variables"].detail
+
+
+@pytest.mark.parametrize("budget", ["abc", "nan", "-1"])
+def test_a_budget_that_is_none(budget: str, tmp_path: Path) -> None:
+    """It is named, and the bundle is examined as without it."""
+    done = doctor(
+        "--json", "--engine", "onnxruntime", DSD_TRT_MEMORY_BUDGET=budget, HOME=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert "pip" not in " ".join(it["command"] for it in report["next"])
+    found = {it["subject"]: it for it in report["findings"]}
+    wrong = found["DSD_TRT_MEMORY_BUDGET"]
+    assert (wrong["state"], wrong["remedy"]) == ("fault", "unset DSD_TRT_MEMORY_BUDGET")
+    assert found["shapes"]["state"] == "ok"
+
+
+def test_values_that_an_option_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"DSD_TRT_ENGINE": "fast", "DSD_TRT_WORKERS": "none", "DSD_TRT_TUNE": "maybe"}
+    found = of_variables(monkeypatch, **wrong)
+    assert {name: it.state for name, it in found.items()} == dict.fromkeys(wrong, "fault")
+    assert "'none' is not a valid int" in found["DSD_TRT_WORKERS"].detail
+    right = {"DSD_TRT_ENGINE": "openvino", "DSD_TRT_WORKERS": "", "DSD_TRT_TUNE": "1"}
+    assert of_variables(monkeypatch, **right)["variables"].state == "ok"
+
+
+@pytest.mark.parametrize("value", ["open vino", "openvino; touch made", "it's", '$(touch made) "'])
+def test_a_value_is_one_word_of_the_remedy(
+    value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shell that runs the remedy says what it exports."""
+    found = of_variables(monkeypatch, DSD_TRT_ENGIN=value)["DSD_TRT_ENGIN"]
+    told = f'{found.remedy} && printf %s "$DSD_TRT_ENGINE"'
+    done = subprocess.run(
+        ["sh", "-c", told], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == value
+    assert list(tmp_path.iterdir()) == []
 
 
 # The text

@@ -337,14 +337,45 @@ def test_a_driver_that_ends_the_process(site: Path, tmp_path: Path) -> None:
 @needs_compiler
 def test_packages_for_a_newer_cuda_than_the_drivers(site: Path, tmp_path: Path) -> None:
     compile_driver(tmp_path / "driver", version=12080)
-    metadata(site, tensorrt__cu13="10.14.1", cuda__bindings="13.0.1")
-    found = of_gpu(site, LD_LIBRARY_PATH=str(tmp_path / "driver"))["tensorrt-cu13"]
+    metadata(
+        site,
+        tensorrt__cu13="10.14.1",
+        tensorrt__cu13__libs="10.14.1",
+        cuda__bindings="13.0.1",
+    )
+    both = of_gpu(site, LD_LIBRARY_PATH=str(tmp_path / "driver"))
+    found = both["tensorrt-cu13"]
     assert found.state == "fault"
+    remove, add = found.remedy.split(" && ")
+    assert remove.endswith("uninstall --yes tensorrt-cu13 tensorrt-cu13-libs")
+    assert add.endswith("install --upgrade tensorrt-cu12")
+    assert both["tensorrt-cu13-libs"].remedy == found.remedy
     assert found.detail == "tensorrt-cu13 10.14.1 is for CUDA 13, and the driver runs up to 12.8"
     compile_driver(tmp_path / "newer", version=13000)
     again = of_gpu(site, LD_LIBRARY_PATH=str(tmp_path / "newer"))
     assert "tensorrt-cu13" not in again
     assert again["CUDA packages"].facts["tensorrt-cu13"] == "10.14.1"
+    compile_driver(tmp_path / "old", version=11080)
+    old = of_gpu(site, LD_LIBRARY_PATH=str(tmp_path / "old"))["tensorrt-cu13"]
+    assert "the driver runs up to 11.8; upgrade the driver" in old.detail
+    assert "pip" not in old.remedy  # no package that is supported is for CUDA 11
+    assert old.remedy not in ("nvidia-smi", "docker run --gpus all IMAGE")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("runs", "kept", "removed"), [(12080, 12, 13), (13000, 13, 12)])
+def test_of_libraries_for_two_cudas_the_one_that_the_driver_runs_is_kept(
+    runs: int, kept: int, removed: int, site: Path, tmp_path: Path
+) -> None:
+    compile_driver(tmp_path / "driver", version=runs)
+    metadata(site, nvidia__cudnn__cu12="9.10", nvidia__cudnn__cu13="9.14")
+    found = of_gpu(site, LD_LIBRARY_PATH=str(tmp_path / "driver"))
+    remove, add = found["nvidia-cudnn"].remedy.split(" && ")
+    assert remove.endswith(f"uninstall --yes nvidia-cudnn-cu{removed}")
+    version = {12: "9.10", 13: "9.14"}[kept]
+    # Both had files of one name, of which the removal leaves none.
+    assert add.endswith(f"--force-reinstall --no-deps nvidia-cudnn-cu{kept}=={version}")
+    assert "nvidia-cudnn-cu13" not in found  # its removal is advised already
 
 
 @needs_compiler
@@ -364,7 +395,7 @@ def test_packages_that_do_not_go_together(site: Path, tmp_path: Path) -> None:
     assert "nvidia-cudnn-cu12 and nvidia-cudnn-cu13 are both installed" in (
         found["nvidia-cudnn"].detail
     )
-    assert found["nvidia-cudnn"].remedy.endswith("uninstall --yes nvidia-cudnn-cu12")
+    assert "uninstall --yes nvidia-cudnn-cu12 && " in found["nvidia-cudnn"].remedy
     assert found["cuda-bindings"].state == "fault"
     assert found["cuda-bindings"].remedy.endswith("'cuda-bindings>=12.8'")
     shutil.rmtree(site / "cuda_bindings-12.6.2.dist-info")

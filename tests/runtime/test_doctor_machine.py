@@ -5,11 +5,12 @@ Remedies that set a variable are applied, and the same is examined again.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from small_disk import run_on_small_disk, small_disk
 from dsd_trt.cores import usable_cores
 from dsd_trt.doctor import processor
 from dsd_trt.doctor.bundle import study_here
+from dsd_trt.doctor.cache import hub_folder
 from dsd_trt.doctor.control_group import Granted, granted
 from dsd_trt.doctor.finding import Finding
 from dsd_trt.doctor.memory import PROGRAM
@@ -96,6 +98,48 @@ def test_groups_of_version_2_as_the_kernel_documents_them(tmp_path: Path) -> Non
     assert granted(tmp_path / "self") == Granted(1.5, 1000000, 400000)
     write(top / "pod" / "box", cpu__max="50000 200000\n", memory__max="2000000\n")
     assert granted(tmp_path / "self") == Granted(0.25, 1000000, 400000)
+
+
+def one_group(tmp_path: Path, top: Path, *, root: str = "/", own: str = "/pod/box") -> Granted:
+    """What a group of version 2 grants, for the top and the root of its mount.
+
+    Args:
+        tmp_path: folder of the process.
+        top: folder that the groups are mounted on.
+        root: group that is mounted there.
+        own: group of the process.
+    """
+    mounted = str(top).replace("\\", r"\134").replace(" ", r"\040")
+    mounts = f"31 23 0:28 {root} {mounted} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+    write(tmp_path / "self", cgroup=f"0::{own}\n", mountinfo=mounts)
+    return granted(tmp_path / "self")
+
+
+def test_the_group_that_leaves_least_counts(tmp_path: Path) -> None:
+    """Others in the outer group may have filled it, though its limit is the higher one."""
+    top = tmp_path / "groups"
+    write(top / "pod", memory__max="1000\n", memory__current="950\n")
+    write(top / "pod" / "box", memory__max="800\n", memory__current="100\n")
+    assert one_group(tmp_path, top) == Granted(None, 1000, 950)
+    write(top / "pod", memory__current="200\n")
+    assert one_group(tmp_path, top) == Granted(None, 800, 100)
+
+
+@pytest.mark.parametrize("name", ["größe", "日本 語", r"back\slash", r"a\x41"])
+def test_a_mount_whose_path_is_not_ascii(name: str, tmp_path: Path) -> None:
+    """proc(5): space, tab, newline and backslash are octal, and all other bytes are themselves."""
+    top = tmp_path / name
+    write(top / "pod" / "box", memory__max="4096\n", memory__current="5\n")
+    assert one_group(tmp_path, top) == Granted(None, 4096, 5)
+
+
+def test_a_sibling_whose_name_begins_alike(tmp_path: Path) -> None:
+    """The group /pod is mounted, and the process is in /pod2/box: nothing of /pod is its own."""
+    top = tmp_path / "groups"
+    write(top / "2" / "box", memory__max="4096\n", memory__current="5\n")
+    assert one_group(tmp_path, top, root="/pod", own="/pod2/box") == Granted()
+    write(top / "box", memory__max="8192\n", memory__current="5\n")
+    assert one_group(tmp_path, top, root="/pod", own="/pod/box") == Granted(None, 8192, 5)
 
 
 def test_a_container_that_sees_its_group_as_the_top(tmp_path: Path) -> None:
@@ -341,7 +385,41 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_a_bundle_on_the_hub(tmp_path: Path) -> None:
     needs = SMALL.__class__(**vars(SMALL) | {"missing_bytes": 10**15})
-    found = examined("cache", needs, HF_HOME=str(tmp_path))["hub's cache"]
+    given = dict.fromkeys(HUB_VARIABLES) | {"HF_HOME": str(tmp_path)}
+    found = examined("cache", needs, **given)["hub's cache"]
     assert found.state == "fault"
     assert "the bundle's missing files take 1000000.00 GB" in found.detail
-    assert found.remedy == "export HF_HOME=FOLDER"
+    assert found.remedy == "export HF_HUB_CACHE=FOLDER"  # which wins over all others
+
+
+HUB_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "home/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "xdg", "HF_HOME": "hf"}, "hf/hub"),
+        ({"HF_HOME": "hf", "HUGGINGFACE_HUB_CACHE": "old"}, "old"),
+        ({"HUGGINGFACE_HUB_CACHE": "old", "HF_HUB_CACHE": "new"}, "new"),
+        ({"HF_HOME": "~/$DSD_TEST/x"}, "home/there/x/hub"),
+    ],
+)
+def test_the_hubs_cache_is_where_the_hub_has_it(
+    given: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself says the same."""
+    for name in HUB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    known = {"HOME": str(tmp_path / "home"), "DSD_TEST": "there"}
+    under = {name: it if it.startswith("~") else str(tmp_path / it) for name, it in given.items()}
+    for name, value in (known | under).items():
+        monkeypatch.setenv(name, value)
+    assert hub_folder() == tmp_path / expected
+    if importlib.util.find_spec("huggingface_hub"):
+        told = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
+        done = subprocess.run(
+            [sys.executable, "-c", told], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(tmp_path / expected)

@@ -32,7 +32,7 @@ import pickle, sys
 from dataclasses import replace
 import dsd_trt.bundle.folder
 from dsd_trt.engine.openvino.backend import FP32
-dsd_trt.bundle.folder._LARGE_BYTES = 0
+dsd_trt.bundle.folder.LARGE_BYTES = 0
 with open(sys.argv[1], "rb") as file:
     bundle = pickle.load(file)
 engine = replace(FP32, cache_compiled=sys.argv[2] == "kept").open(bundle, "heavy")
@@ -139,7 +139,7 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr("dsd_trt.pipeline.open_engine", counting)
     monkeypatch.setattr(SelfCheck, "require", checking)
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle.folder.LARGE_BYTES", 0)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -108,9 +109,11 @@ def read(said: str) -> dict[str, Finding]:
 def exported(remedy: str) -> dict[str, Any]:
     """Variables that a remedy sets or unsets: it is applied in another environment."""
     result: dict[str, Any] = {}
-    for part in remedy.split(" && "):
-        verb, _, rest = part.partition(" ")
+    words = shlex.split(remedy)
+    while words:
+        verb, rest, *words = words
         name, _, value = rest.partition("=")
         assert verb in ("export", "unset"), remedy
+        assert not words or words.pop(0) == "&&", remedy
         result[name] = value if verb == "export" else None
     return result
