@@ -90,8 +90,10 @@ class ScorePage:
             f"{what} Scores are relative: they rank texts for an image, or images for a text, "
             "within one bundle. A star marks the best match."
         )
-        facts = {**self._origin.facts(), **run_facts()}
-        yield from page("Scores", summary, self._body(records), facts, self._rest())
+        yield from page("Scores", summary, self._body(records), self._facts, self._rest())
+
+    def _facts(self) -> dict[str, str]:
+        return {**self._origin.facts(), **run_facts()}
 
     def _body(self, records: Iterable[Record]) -> Iterator[str]:
         yield self._explorer.element()

@@ -103,7 +103,7 @@ class Asked:
             rows = [(it.image or "", it.text or "", it.reason) for it in failed]
             yield failures(rows, len(rows))
 
-        yield from page(title, summary, body(), {**facts, **run_facts()}, shown.rest())
+        yield from page(title, summary, body(), lambda: {**facts, **run_facts()}, shown.rest())
 
 
 class _Answers:
