@@ -105,7 +105,10 @@ class ScorePage:
             (it.image or "", it.text or "", it.reason)
             for it in without[: _LISTED - len(self._failed)]
         ]
-        part = failures([*self._failed, *rows], self._failures + len(without))
+        # Without a column for errors, what failed has no record, and is in no other format.
+        errors = "error" in self._origin.layout.added
+        elsewhere = "-f json or -f csv has them" if errors else "stderr has them"
+        part = failures([*self._failed, *rows], self._failures + len(without), elsewhere)
         self._written += len(part.encode())
         yield part
 

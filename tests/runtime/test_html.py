@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import pty
 import re
@@ -29,7 +30,7 @@ from pyarrow import parquet
 
 from dsd_trt import Bundle
 from dsd_trt.commands.html import refuse_terminal, write_html
-from dsd_trt.commands.layout import MATRIX, Layout
+from dsd_trt.commands.layout import MATRIX, PAIRS, Layout
 from dsd_trt.commands.origin import Origin
 from dsd_trt.commands.output import Record, shortest
 from dsd_trt.commands.record_images import GivenImages
@@ -252,6 +253,18 @@ def test_hostile_names_and_texts_stay_text(tmp_path: Path, texts: list[str]) -> 
     assert shown[0] == texts[0]  # the very text, not what a parser would make of it
     assert "\x00" not in page
     assert "\x1b" not in page
+
+
+def test_failures_that_are_not_listed_are_where_the_page_says(tmp_path: Path) -> None:
+    """Failed images of a grid have no record: other formats have none of them."""
+    failed = [Failure(f"{number}.png", "no image") for number in range(1002)]
+    written(tmp_path, hostile(["a"]), Origin(MATRIX, True, failures=lambda: failed))
+    (line,) = (it.text for it in read(tmp_path / "page.html").all("p") if "more" in it.text)
+    assert line == "2 more are not listed here: stderr has them."
+    rows = (Record("a", "b", math.nan, None, error="no image") for _ in range(1003))
+    written(tmp_path, rows, Origin(Layout(PAIRS)))
+    (line,) = (it.text for it in read(tmp_path / "page.html").all("p") if "more" in it.text)
+    assert line == "3 more are not listed here: -f json or -f csv has them."
 
 
 @pytest.mark.parametrize("text", HOSTILE)
