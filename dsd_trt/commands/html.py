@@ -90,7 +90,7 @@ class ScorePage:
             f"{what} Scores are relative: they rank texts for an image, or images for a text, "
             "within one bundle. A star marks the best match."
         )
-        yield from page("Scores", summary, self._body(records), self._facts, self._rest())
+        yield from page("Scores", summary, self._body(records), self._facts, self._tail())
 
     def _facts(self) -> dict[str, str]:
         return {**self._origin.facts(), **run_facts()}
@@ -112,8 +112,8 @@ class ScorePage:
         self._written += len(part.encode())
         yield part
 
-    def _rest(self) -> Iterator[str]:
-        yield from self._explorer.rest(
+    def _tail(self) -> Iterator[str]:
+        yield from self._explorer.tail(
             [name for name, _ in self._images], list(self._texts), self._pictures, self._written
         )
 

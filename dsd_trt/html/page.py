@@ -19,7 +19,7 @@ def page(
     summary: str,
     body: Iterable[str],
     facts: Callable[[], Mapping[str, str]],
-    explored: Iterable[str] | None = None,
+    tail: Iterable[str] | None = None,
 ) -> Iterator[str]:
     """A whole page in parts, in their order.
 
@@ -31,14 +31,14 @@ def page(
         summary: sentence below the heading.
         body: parts between the heading and the foot, read as they are asked for.
         facts: function that returns provenance, by name, for the foot; called after the body.
-        explored: script and data of the body's explorer, which follow the foot, so that a browser
-            shows the page before it has read them all; None for a page without an explorer.
+        tail: script and data of the body's explorer, which follow the foot, so that a browser shows
+            the page before it has read them all; None for a page without an explorer.
     """
     icon = '<link rel="icon" href="data:,">'  # else browsers ask a server for one
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" '
-        f'content="{policy(scripted=explored is not None)}">\n'
+        f'content="{policy(scripted=tail is not None)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f'<meta name="color-scheme" content="light dark">\n{icon}\n'
@@ -47,7 +47,7 @@ def page(
     )
     yield from body
     yield f"</main>\n<footer><h2>Provenance</h2>\n{described(facts())}</footer>\n"
-    yield from explored or ()
+    yield from tail or ()
     yield "</body>\n</html>\n"
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.destination import Destination, destination_options
 from dsd_trt.commands.environment import without_settings
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
@@ -23,7 +24,6 @@ from dsd_trt.commands.options import (
     model_option,
     signature_option,
 )
-from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.installation import own_command
 from dsd_trt.train.commands.adapters import (
@@ -81,7 +81,7 @@ Examples:
     help="Engines and loops to measure, such as openvino,torch-bf16.  [default: all]",
 )
 @cache_compiled_option
-@report_options
+@destination_options
 @click.option("--measure", "measured", hidden=True)
 def bench(
     bundle: str | None,
@@ -94,7 +94,7 @@ def bench(
     requests: int | None,
     contenders: str | None,
     cache_compiled: bool,
-    report: Report,
+    destination: Destination,
     measured: str | None,
 ) -> None:
     """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
@@ -116,7 +116,7 @@ def bench(
     names = contenders.split(",") if contenders else list(CONTENDERS)
     if unknown := set(names) - CONTENDERS.keys():
         raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
-    report.require_possible()
+    destination.require_possible()
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     file = None
@@ -155,10 +155,10 @@ def bench(
         names = [name for name in names if not is_matrix(name)]
     if any(name not in RUNTIME for name in names):
         note(f"PyTorch's {sentence(file, adapter)}")
-    _run(work, names, report)
+    _run(work, names, destination)
 
 
-def _run(work: Work, names: list[str], report: Report) -> None:
+def _run(work: Work, names: list[str], destination: Destination) -> None:
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.machine import describe_machine
     from dsd_trt.export.benchmark.page import to_page
@@ -198,7 +198,7 @@ def _run(work: Work, names: list[str], report: Report) -> None:
         found,
         failures,
     )
-    report.write(result.to_markdown, result.to_json, lambda: to_page(result))
+    destination.write(result.to_markdown, result.to_json, lambda: to_page(result))
 
 
 def _measure(work: Work, name: str) -> Measured | str:

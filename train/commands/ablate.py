@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from dsd_trt.bundle.method import ScoreKind
+from dsd_trt.commands.destination import Destination, destination_options
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
-from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -54,7 +54,7 @@ _FIGURES = "ablation.json"
     type=click.Path(file_okay=False, path_type=Path),
     help="Output folder for ablation.md, ablation.json and ablation.png.",
 )
-@report_options
+@destination_options
 @pytorch_threads_option
 @seed_option("Random seed of the split and of the heads that are left out.")
 @click.pass_context
@@ -68,7 +68,7 @@ def ablate(
     images_at: Path | None,
     limit: int,
     out: Path,
-    report: Report,
+    destination: Destination,
     threads: int | None,
     seed: int,
 ) -> None:
@@ -86,7 +86,7 @@ def ablate(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     require_writable(out)
-    report.require_possible()
+    destination.require_possible()
     require_run(out, _FIGURES)
     part = open_dataset(data, root, "test", seed, limit, columns=columns, images=images_at)
     file = chosen_adapter(adapter, model)
@@ -152,7 +152,7 @@ def ablate(
     title = f"{model} on {data}, {counted(len(examples), 'question')}"
     plot(ablations, out / "ablation.png", title)
     facts = {name: str(plain[name]) for name in ("model", "adapter", "data", "questions", "seed")}
-    report.write(
+    destination.write(
         lambda: table,
         lambda: as_json,
         lambda: as_page(ablations, title, left_out, facts),

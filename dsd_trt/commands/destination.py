@@ -1,4 +1,4 @@
-"""Reports of figures: a table to read, JSON or a page, on standard output and in a file."""
+"""Where figures go: a table to read, JSON or a page, on standard output and in a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUFFIXES = {".json": "json", ".html": "html", ".htm": "html"}
 
 
 @dataclass(frozen=True)
-class Report:
+class Destination:
     """Where a command's figures go.
 
     Attributes:
@@ -103,12 +103,12 @@ class Report:
         write_output("-", made[self.printed_form]())
 
 
-def report_options(command: Command) -> Command:
-    """-f and -o; the command gets `report`: `Report`."""
+def destination_options(command: Command) -> Command:
+    """-f and -o; the command gets `destination`: `Destination`."""
 
     @functools.wraps(command)
-    def with_report(*, form: str, output: Path | None, **given: Any) -> Any:
-        return command(**given, report=Report(form, output))
+    def with_destination(*, form: str, output: Path | None, **given: Any) -> Any:
+        return command(**given, destination=Destination(form, output))
 
     decorated = click.option(
         "-f",
@@ -119,7 +119,7 @@ def report_options(command: Command) -> Command:
         default="table",
         show_default=True,
         help="Output format: a table to read, JSON, or a page for a browser.",
-    )(with_report)
+    )(with_destination)
     decorated = click.option(
         "-o",
         "--output",
