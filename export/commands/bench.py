@@ -109,7 +109,6 @@ def bench(
     from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME, is_matrix
-    from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
     from dsd_trt.train.diffusion.place import find_place, require_model
 
@@ -125,8 +124,6 @@ def bench(
         file = chosen_adapter(adapter, model)
         require_base(file, place)
 
-    from dsd_trt.export.benchmark.machine import matmul_peaks
-    from dsd_trt.export.benchmark.measure import measure
     from dsd_trt.export.benchmark.work import Work, default_size
 
     size = default_size(opened)
@@ -140,22 +137,35 @@ def bench(
         ),
         cache_compiled=cache_compiled,
     )
-    if measured == _MACHINE:
-        click.echo(json.dumps(matmul_peaks()))
-        return
-    if measured == _MODEL:
-        from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-
-        read_checkpoint(model)
-        return
     if measured:
-        click.echo(json.dumps(to_plain(measure(measured, work))))
+        _measure_here(measured, work)
         return
     if contenders is None and opened.manifest.matrix is None:
         names = [name for name in names if not is_matrix(name)]
     if any(name not in RUNTIME for name in names):
         note(f"PyTorch's {sentence(file, adapter)}")
     _run(work, names, destination)
+
+
+def _measure_here(what: str, work: Work) -> None:
+    """Measure in this process, a child of the command, and print the figures as JSON.
+
+    Args:
+        what: the machine, the model, which is only read, or a contender.
+        work: bundle, model and number of pairs.
+    """
+    from dsd_trt.export.benchmark.machine import matmul_peaks
+    from dsd_trt.export.benchmark.measure import measure
+    from dsd_trt.files.schema import to_plain
+
+    if what == _MACHINE:
+        click.echo(json.dumps(matmul_peaks()))
+    elif what == _MODEL:
+        from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+
+        read_checkpoint(work.model)
+    else:
+        click.echo(json.dumps(to_plain(measure(what, work))))
 
 
 def _run(work: Work, names: list[str], destination: Destination) -> None:
