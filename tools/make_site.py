@@ -24,7 +24,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "mkdocs.yml"
-WORKER = ROOT / "tools" / "site" / "iframe-worker.js"
 PAGES = ("*.md", "docs/*.md")
 IMAGES = {".png", ".svg", ".jpg"}
 LANGUAGES = {".py": "python", ".toml": "toml", ".jsonl": "json", ".csv": "text"}
@@ -172,7 +171,6 @@ def stage(folder: Path) -> None:
     folder.mkdir(parents=True)
     staged = Stage(folder)
     staged.write("docs/api.md", api_page())
-    staged.write(f"assets/{WORKER.name}", WORKER.read_text("utf-8"))
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             staged.add_page(path)
