@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "mkdocs.yml"
-WORKER = ROOT / "tools" / "site" / "iframe-worker.js"
+MARK = ".made-by-make-site"  # a file in folders that this tool may empty
 PAGES = ("*.md", "docs/*.md")
 IMAGES = {".png", ".svg", ".jpg"}
 LANGUAGES = {".py": "python", ".toml": "toml", ".jsonl": "json", ".csv": "text"}
@@ -53,6 +53,12 @@ def api_page() -> str:
     return "\n".join(parts)
 
 
+def fenced(language: str, text: str) -> str:
+    """A block of code, whose fence is longer than all backticks in it."""
+    fence = "`" * max([3, *(1 + len(it) for it in re.findall("`+", text))])
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def notebook_page(notebook: dict[str, Any], images: Path) -> str:
     """A notebook as Markdown with its outputs.
 
@@ -66,7 +72,7 @@ def notebook_page(notebook: dict[str, Any], images: Path) -> str:
         if cell["cell_type"] == "markdown":
             parts.append(source)
             continue
-        parts.append(f"```python\n{source}\n```")
+        parts.append(fenced("python", source))
         for place, output in enumerate(cell["outputs"]):
             data = output.get("data", {})
             if "image/png" in data:
@@ -80,7 +86,7 @@ def notebook_page(notebook: dict[str, Any], images: Path) -> str:
                 continue
             text = "".join(output.get("text", data.get("text/plain", "")))
             if text.strip():
-                parts.append(f"```text\n{text.rstrip()}\n```")
+                parts.append(fenced("text", text.rstrip()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -127,7 +133,7 @@ class Stage:
         if path.suffix == ".md":
             self.add_page(path)
             return found[0]
-        if path.suffix in IMAGES:
+        if path.suffix in IMAGES or (path.is_file() and not _is_text(path)):
             copy = self.folder / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
@@ -148,9 +154,16 @@ class Stage:
                 page, f"{UNSEARCHED}# {place}/\n\n" + "".join(f"- `{name}`\n" for name in names)
             )
         else:
-            language = LANGUAGES.get(path.suffix, "text")
-            text = path.read_text("utf-8").rstrip()
-            self.write(page, f"{UNSEARCHED}# {place}\n\n````{language}\n{text}\n````\n")
+            shown = fenced(LANGUAGES.get(path.suffix, "text"), path.read_text("utf-8").rstrip())
+            self.write(page, f"{UNSEARCHED}# {place}\n\n{shown}\n")
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file can be shown."""
+    try:
+        return "\0" not in path.read_text("utf-8")
+    except UnicodeDecodeError:
+        return False
 
 
 def _tables(text: str) -> str:
@@ -162,17 +175,44 @@ def _tables(text: str) -> str:
     return re.sub(r"^\|.*$", row, text, flags=re.MULTILINE)
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that has files and was not written by this tool.
+
+    Raises:
+        SystemExit: it is such a folder, or no folder.
+    """
+    if folder.is_dir():
+        foreign = any(folder.iterdir()) and not (folder / MARK).is_file()
+    else:
+        foreign = folder.exists()
+    if foreign:
+        raise SystemExit(
+            f"{folder} is not empty, and this tool did not write it: name a new folder, or "
+            "delete this one if nothing in it is needed"
+        )
+
+
+def empty(folder: Path) -> None:
+    """Make a folder of this tool, or empty it.
+
+    Raises:
+        SystemExit: the folder has files of others.
+    """
+    refuse_foreign(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
+
+
 def stage(folder: Path) -> None:
     """Write everything that MkDocs reads.
 
     Args:
-        folder: folder to write; it is emptied first.
+        folder: empty folder to write.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     staged = Stage(folder)
     staged.write("docs/api.md", api_page())
-    staged.write(f"assets/{WORKER.name}", WORKER.read_text("utf-8"))
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             staged.add_page(path)
@@ -198,6 +238,10 @@ def main() -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         print(*project["optional-dependencies"]["docs"])
         return
+    for folder in (arguments.stage, arguments.out):
+        refuse_foreign(folder)
+    for folder in (arguments.stage, arguments.out):  # MkDocs keeps the mark, a hidden file
+        empty(folder)
     stage(arguments.stage)
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     command += ["--config-file", str(CONFIG), "--site-dir", str(arguments.out.absolute())]

@@ -90,8 +90,10 @@ class ScorePage:
             f"{what} Scores are relative: they rank texts for an image, or images for a text, "
             "within one bundle. A star marks the best match."
         )
-        facts = {**self._origin.facts(), **run_facts()}
-        yield from page("Scores", summary, self._body(records), facts, self._rest())
+        yield from page("Scores", summary, self._body(records), self._facts, self._tail())
+
+    def _facts(self) -> dict[str, str]:
+        return {**self._origin.facts(), **run_facts()}
 
     def _body(self, records: Iterable[Record]) -> Iterator[str]:
         yield self._explorer.element()
@@ -103,12 +105,15 @@ class ScorePage:
             (it.image or "", it.text or "", it.reason)
             for it in without[: _LISTED - len(self._failed)]
         ]
-        part = failures([*self._failed, *rows], self._failures + len(without))
+        # Without a column for errors, what failed has no record, and is in no other format.
+        errors = "error" in self._origin.layout.added
+        elsewhere = "-f json or -f csv has them" if errors else "stderr has them"
+        part = failures([*self._failed, *rows], self._failures + len(without), elsewhere)
         self._written += len(part.encode())
         yield part
 
-    def _rest(self) -> Iterator[str]:
-        yield from self._explorer.rest(
+    def _tail(self) -> Iterator[str]:
+        yield from self._explorer.tail(
             [name for name, _ in self._images], list(self._texts), self._pictures, self._written
         )
 

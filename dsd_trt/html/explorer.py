@@ -91,7 +91,7 @@ class Explorer:
             separator = ",\n"
         yield "]</script>\n"
 
-    def rest(
+    def tail(
         self,
         images: Sequence[str],
         texts: Sequence[str],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 
 from dsd_trt.html.escaped import escaped
@@ -18,8 +18,8 @@ def page(
     title: str,
     summary: str,
     body: Iterable[str],
-    facts: Mapping[str, str],
-    explored: Iterable[str] | None = None,
+    facts: Callable[[], Mapping[str, str]],
+    tail: Iterable[str] | None = None,
 ) -> Iterator[str]:
     """A whole page in parts, in their order.
 
@@ -30,15 +30,15 @@ def page(
         title: title of the page, also its heading.
         summary: sentence below the heading.
         body: parts between the heading and the foot, read as they are asked for.
-        facts: provenance, by name, for the foot.
-        explored: script and data of the body's explorer, which follow the foot, so that a browser
-            shows the page before it has read them all; None for a page without an explorer.
+        facts: function that returns provenance, by name, for the foot; called after the body.
+        tail: script and data of the body's explorer, which follow the foot, so that a browser shows
+            the page before it has read them all; None for a page without an explorer.
     """
     icon = '<link rel="icon" href="data:,">'  # else browsers ask a server for one
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" '
-        f'content="{policy(scripted=explored is not None)}">\n'
+        f'content="{policy(scripted=tail is not None)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f'<meta name="color-scheme" content="light dark">\n{icon}\n'
@@ -46,8 +46,8 @@ def page(
         f"<header><h1>{escaped(title)}</h1>\n<p>{escaped(summary)}</p></header>\n<main>\n"
     )
     yield from body
-    yield f"</main>\n<footer><h2>Provenance</h2>\n{described(facts)}</footer>\n"
-    yield from explored or ()
+    yield f"</main>\n<footer><h2>Provenance</h2>\n{described(facts())}</footer>\n"
+    yield from tail or ()
     yield "</body>\n</html>\n"
 
 

@@ -80,19 +80,20 @@ def section(title: str, content: str) -> str:
     return f"<section><h2>{escaped(title)}</h2>\n{content}</section>\n"
 
 
-def failures(rows: Sequence[tuple[str, str, str]], count: int) -> str:
+def failures(rows: Sequence[tuple[str, str, str]], count: int, elsewhere: str = "") -> str:
     """What could not be scored, as a part of a page; nothing if there is nothing.
 
     Args:
         rows: image, text and reason of those that are listed; "" where there is none.
         count: number of all of them.
+        elsewhere: where those are that are not listed, as the end of a sentence.
     """
     if not count:
         return ""
     head = ["Image", "Text", "Reason"]
     listed = table(f"Could not be scored: {count}", head, rows, words=3)
     more = count - len(rows)
-    note = f"<p>{more} more are not listed here: -f json or -f csv has them.</p>\n" if more else ""
+    note = f"<p>{more} more are not listed here: {escaped(elsewhere)}.</p>\n" if more else ""
     return section("Failures", listed + note)
 
 

@@ -20,7 +20,7 @@ def to_page(report: BenchReport) -> Iterator[str]:
         "versions": versions(),
     }
     summary = "All contenders score the same pairs at the same noise levels."
-    return page("Benchmark", summary, _body(report), {**facts, **run_facts()})
+    return page("Benchmark", summary, _body(report), lambda: {**facts, **run_facts()})
 
 
 def _body(report: BenchReport) -> Iterator[str]:

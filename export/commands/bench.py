@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.destination import Destination, destination_options
 from dsd_trt.commands.environment import without_settings
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
@@ -23,7 +24,6 @@ from dsd_trt.commands.options import (
     model_option,
     signature_option,
 )
-from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.installation import own_command
 from dsd_trt.train.commands.adapters import (
@@ -81,7 +81,7 @@ Examples:
     help="Engines and loops to measure, such as openvino,torch-bf16.  [default: all]",
 )
 @cache_compiled_option
-@report_options
+@destination_options
 @click.option("--measure", "measured", hidden=True)
 def bench(
     bundle: str | None,
@@ -94,7 +94,7 @@ def bench(
     requests: int | None,
     contenders: str | None,
     cache_compiled: bool,
-    report: Report,
+    destination: Destination,
     measured: str | None,
 ) -> None:
     """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
@@ -109,14 +109,13 @@ def bench(
     from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME, is_matrix
-    from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
     from dsd_trt.train.diffusion.place import find_place, require_model
 
     names = contenders.split(",") if contenders else list(CONTENDERS)
     if unknown := set(names) - CONTENDERS.keys():
         raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
-    report.require_possible()
+    destination.require_possible()
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     file = None
@@ -125,8 +124,6 @@ def bench(
         file = chosen_adapter(adapter, model)
         require_base(file, place)
 
-    from dsd_trt.export.benchmark.machine import matmul_peaks
-    from dsd_trt.export.benchmark.measure import measure
     from dsd_trt.export.benchmark.work import Work, default_size
 
     size = default_size(opened)
@@ -140,25 +137,38 @@ def bench(
         ),
         cache_compiled=cache_compiled,
     )
-    if measured == _MACHINE:
-        click.echo(json.dumps(matmul_peaks()))
-        return
-    if measured == _MODEL:
-        from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-
-        read_checkpoint(model)
-        return
     if measured:
-        click.echo(json.dumps(to_plain(measure(measured, work))))
+        _measure_here(measured, work)
         return
     if contenders is None and opened.manifest.matrix is None:
         names = [name for name in names if not is_matrix(name)]
     if any(name not in RUNTIME for name in names):
         note(f"PyTorch's {sentence(file, adapter)}")
-    _run(work, names, report)
+    _run(work, names, destination)
 
 
-def _run(work: Work, names: list[str], report: Report) -> None:
+def _measure_here(what: str, work: Work) -> None:
+    """Measure in this process, a child of the command, and print the figures as JSON.
+
+    Args:
+        what: the machine, the model, which is only read, or a contender.
+        work: bundle, model and number of pairs.
+    """
+    from dsd_trt.export.benchmark.machine import matmul_peaks
+    from dsd_trt.export.benchmark.measure import measure
+    from dsd_trt.files.schema import to_plain
+
+    if what == _MACHINE:
+        click.echo(json.dumps(matmul_peaks()))
+    elif what == _MODEL:
+        from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+
+        read_checkpoint(work.model)
+    else:
+        click.echo(json.dumps(to_plain(measure(what, work))))
+
+
+def _run(work: Work, names: list[str], destination: Destination) -> None:
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.machine import describe_machine
     from dsd_trt.export.benchmark.page import to_page
@@ -198,7 +208,7 @@ def _run(work: Work, names: list[str], report: Report) -> None:
         found,
         failures,
     )
-    report.write(result.to_markdown, result.to_json, lambda: to_page(result))
+    destination.write(result.to_markdown, result.to_json, lambda: to_page(result))
 
 
 def _measure(work: Work, name: str) -> Measured | str:

@@ -1,9 +1,15 @@
-"""Every block of shell and Python in the documents runs, or says above it why it cannot.
+"""Blocks of shell and Python in the documents run, with the exceptions below.
 
-A block's line of the form `<!-- not run: REASON -->` stands directly above its fence. That its
-commands, options, targets and scripts exist is tests/repository/test_docs.py's to check. All other
-blocks of a page run in their order, in a folder like a clone's, with the demonstration; what would
-take minutes is made smaller, see `SMALLER`.
+- A block that cannot says so: `<!-- not run: REASON -->` stands directly above its fence. That its
+  commands, options, targets and scripts exist is tests/repository/test_docs.py's to check.
+- Pages and sections in `OWN_TESTS` have tests of their own, which run their blocks.
+- docs/commands.md is left out: its blocks are help texts, which tools/make_commands.py writes.
+- Blocks in other languages (`OTHER`), and those without one, do not run here.
+- What would take minutes is made smaller, and some paths are others: see `SMALLER`. BF16 gives way
+  to FP32 on processors without it.
+
+The blocks of a page run in their order, in a folder like a clone's, with the demonstration. That
+folder is also their home, so that nothing of this machine's caches is used or changed.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from dsd_trt.bundle.place import bundle_folder
+from dsd_trt.engine.openvino.graph import computes_bf16
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -32,6 +39,8 @@ BLOCK = re.compile(
 )
 RUN = {"sh", "python"}
 OTHER = {"bibtex", "cmake", "cpp", "json", "text"}  # nothing that a reader of these would run here
+UNSEEN = re.compile(r"^(?:[ \t>*+-]+(?:```|~~~)|~~~).*", re.MULTILINE)  # a fence unlike `BLOCK`'s
+COMMENT = re.compile(r"""('[^']*'|"(?:\\.|[^"\\])*")|[ \t]+#[^\n]*""")  # or what is in quotes
 PROGRAMS = re.compile(r"^\s*(?:\$ )?(?:dsd-trt|pip|make|python3?|curl|docker|\./)\b", re.MULTILINE)
 
 # Pages, and sections of pages, whose own tests run their blocks from the first to the last.
@@ -68,7 +77,6 @@ SMALLER = [
     (r"^(.*--verify quick.*) --verify quick", r"\1"),
     (r"^(dsd-trt bench .*)$", r"\1 --images 2 --texts 2 --rounds 1 --requests 1"),
     (r"^dsd-trt pretrain shapes --out run$", "dsd-trt pretrain shapes --out run --smoke"),
-    (r"openvino-bf16", "openvino"),  # whose instructions not every processor has
     (r"/models/my-scorer", "my-scorer"),
     (r"\.\.\./dsd_trt/data/shapes-bundle", "my-scorer"),
 ]
@@ -134,6 +142,40 @@ def test_blocks_are_found() -> None:
     assert (second.body, second.why) == ("two\n", "needs a GPU")
 
 
+def test_every_fence_is_one_that_is_seen() -> None:
+    assert [
+        it[0] for it in UNSEEN.finditer("1\n  ```sh\na\n~~~\n> ```\n- ```sh\n```sh\nb ```c")
+    ] == [
+        *("  ```sh", "~~~", "> ```", "- ```sh"),
+    ]
+    unseen = {
+        (path.relative_to(ROOT).as_posix(), it[0])
+        for path in PAGES
+        for it in UNSEEN.finditer(BLOCK.sub("", path.read_text("utf-8")))
+    }
+    assert unseen == set()
+
+
+def test_quotes_keep_what_looks_like_a_comment() -> None:
+    body = 'score "a # b" \'c # d\'  # it\'s a comment\necho "e\n # f" \\\n  g # "h\n'
+    expected = 'score "a # b" \'c # d\'\necho "e\n # f"    g'
+    assert smaller(body, bf16=True) == expected
+
+
+def test_bf16_stays_where_it_is_computed() -> None:
+    body = "dsd-trt score --engine openvino-bf16"
+    assert smaller(body, bf16=True) == body
+    assert smaller(body, bf16=False) == "dsd-trt score --engine openvino"
+
+
+def test_blocks_have_a_home_and_a_cache_of_their_own(clone: Path) -> None:
+    program = "import pathlib, dsd_trt.cache as it; print(pathlib.Path.home(), it.cache_folder())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    home, cache = done.stdout.split()
+    assert Path(home) == clone
+    assert clone in Path(cache).parents
+
+
 def test_a_mark_stands_above_a_block_and_has_a_known_reason() -> None:
     mark = re.compile(r"^<!-- not run", re.MULTILINE)
     marks = sum(len(mark.findall(path.read_text("utf-8"))) for path in PAGES)
@@ -166,7 +208,10 @@ def test_pages_with_tests_of_their_own_are_named_in_them() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the pages name: examples, bundles, photos, labelled pairs, keys."""
+    """A folder with what the pages name: examples, bundles, photos, labelled pairs, keys.
+
+    It is also the home of what runs in it, and has its cache.
+    """
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copytree(ROOT / "examples" / "images", tmp_path / "photos")
     shutil.copytree(bundle_folder(None), tmp_path / "my-scorer")
@@ -181,6 +226,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     minisign.chmod(0o755)
     path = (str(programs), str(Path(sys.executable).parent), os.environ["PATH"])
     monkeypatch.setenv("PATH", os.pathsep.join(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -197,11 +244,18 @@ open(secret, "wb").write(bytes(keys.secret_key))
 """
 
 
-def smaller(body: str) -> str:
-    """A block's commands, each for less."""
+def smaller(body: str, *, bf16: bool) -> str:
+    """A block's commands, each for less, without the comments that would hide added options.
+
+    Args:
+        body: text of the block.
+        bf16: whether the processor computes in BF16.
+    """
     lines = []
-    for line in body.replace("\\\n", " ").splitlines():
-        command = re.sub(r"\s+#.*$", "", line)
+    joined = body.replace("\\\n", " ")
+    for command in COMMENT.sub(lambda it: it[1] or "", joined).splitlines():
+        if not bf16:
+            command = command.replace("openvino-bf16", "openvino")
         for pattern, instead in SMALLER:
             command = re.sub(pattern, instead, command)
         lines.append(command)
@@ -212,8 +266,9 @@ def smaller(body: str) -> str:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", sorted(TO_RUN))
 def test_blocks_run_in_their_order(page: str, clone: Path) -> None:
+    bf16 = computes_bf16()
     for block in TO_RUN[page]:
-        command = ["bash", "-euo", "pipefail", "-c", smaller(block.body)]
+        command = ["bash", "-euo", "pipefail", "-c", smaller(block.body, bf16=bf16)]
         if block.kind == "python":
             command = [sys.executable, "-c", BEFORE.get(page, "") + block.body]
         done = subprocess.run(command, cwd=clone, capture_output=True, text=True)

@@ -1,8 +1,9 @@
-"""The site of docs/ builds without a warning, needs nothing from outside, and its search works."""
+"""The site of docs/ builds without a warning, fetches nothing from outside, and can be searched."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -78,6 +79,15 @@ def test_nothing_is_fetched_from_outside(pages: dict[Path, Page], site: Path) ->
         assert not re.search(r"url\(\s*[\"']?(?:https?:)?//|@import", text), style
 
 
+def test_its_scripts_are_the_themes_and_its_search_knows_the_pages(site: Path) -> None:
+    scripts = {it.relative_to(site).parent for it in site.rglob("*.js")}
+    assert {it.parts[:2] for it in scripts} == {("assets", "javascripts")}
+    index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
+    found = {it["location"].partition("#")[0] for it in index["docs"]}
+    assert {"docs/score.html", "docs/api.html", "docs/limits.html"} <= found
+    assert "train/scoring/pooling.py.html" not in found  # a file that a page links to
+
+
 def test_links_lead_to_pages_files_and_headings(pages: dict[Path, Page], site: Path) -> None:
     """Seen from a folder, as a browser would follow them."""
     followed = 0
@@ -91,7 +101,7 @@ def test_links_lead_to_pages_files_and_headings(pages: dict[Path, Page], site: P
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             assert target.is_file(), (path.relative_to(site), link)
             if parts.fragment and target in pages:
-                assert unquote(parts.fragment) in {*pages[target].anchors, "__codelineno"}, link
+                assert unquote(parts.fragment) in pages[target].anchors, link
             followed += 1
     assert followed > 1000
 

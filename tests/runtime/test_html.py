@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import pty
 import re
+import shlex
+import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +28,9 @@ from page_parts import PageParts
 from PIL import Image
 from pyarrow import parquet
 
+from dsd_trt import Bundle
 from dsd_trt.commands.html import refuse_terminal, write_html
-from dsd_trt.commands.layout import MATRIX, Layout
+from dsd_trt.commands.layout import MATRIX, PAIRS, Layout
 from dsd_trt.commands.origin import Origin
 from dsd_trt.commands.output import Record, shortest
 from dsd_trt.commands.record_images import GivenImages
@@ -33,6 +39,7 @@ from dsd_trt.failure import Failure
 from dsd_trt.html.escaped import escaped, json_escaped
 from dsd_trt.html.tables import Bar, table
 from dsd_trt.html.thumbnails import PAGE_BYTES, ThumbnailSize, thumbnail
+from dsd_trt.installation import own_command
 
 pytest_plugins = ("in_process",)
 
@@ -110,14 +117,46 @@ def test_what_could_not_be_scored_and_what_made_it_are_named(
     (row,) = parts.all("tbody")[0].text.splitlines()
     assert row.startswith("broken.png")
     assert "not an image of a known format" in row
-    names = [it.text for it in parts.all("dt")]
-    facts = dict(zip(names, [it.text for it in parts.all("dd")], strict=True))
+    facts = facts_of(tmp_path / "scores.html")
     assert {"bundle", "bundle sha256", "mode", "engine", "versions", "command", "date"} <= {*facts}
     assert re.fullmatch(r"[0-9a-f]{64}", facts["bundle sha256"])
     assert "onnxruntime" in facts["engine"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", facts["date"])
     run("--pairs", "pairs.jsonl", "-o", "pairs.html")
     assert "no image file 'missing.png'" in read(tmp_path / "pairs.html").all("tbody")[0].text
+
+
+def facts_of(path: Path) -> dict[str, str]:
+    parts = read(path)
+    names = [it.text for it in parts.all("dt")]
+    return dict(zip(names, [it.text for it in parts.all("dd")], strict=True))
+
+
+def test_its_date_is_not_before_the_last_record(tmp_path: Path) -> None:
+    """The first record comes in an earlier second than the last."""
+    times: list[datetime.datetime] = []
+
+    def records() -> Iterator[Record]:
+        for record in itertools.islice(synthetic(1), 2):
+            times.append(datetime.datetime.now(datetime.UTC).replace(microsecond=0))
+            yield record
+            while datetime.datetime.now(datetime.UTC).replace(microsecond=0) == times[0]:
+                time.sleep(0.01)
+
+    written(tmp_path, records(), Origin(MATRIX, True))
+    date = datetime.datetime.strptime(
+        facts_of(tmp_path / "page.html")["date"], "%Y-%m-%d %H:%M:%S UTC"
+    )
+    assert times[0] < times[1] <= date.replace(tzinfo=datetime.UTC)
+
+
+def test_its_command_is_the_one_that_was_given(
+    run: Callable[..., Run], bundle: Bundle, tmp_path: Path
+) -> None:
+    given = ["score", "a.png", "b.png", "texts.txt", "--bundle", str(bundle.folder)]
+    given += ["--engine", "onnxruntime", "-o", "two words.html"]
+    subprocess.run([*own_command(), *given], cwd=tmp_path, check=True, capture_output=True)
+    command = facts_of(tmp_path / "two words.html")["command"]
+    assert shlex.split(command) == ["dsd-trt", *given]
 
 
 def colours(parts: PageParts) -> list[str | None]:
@@ -214,6 +253,18 @@ def test_hostile_names_and_texts_stay_text(tmp_path: Path, texts: list[str]) -> 
     assert shown[0] == texts[0]  # the very text, not what a parser would make of it
     assert "\x00" not in page
     assert "\x1b" not in page
+
+
+def test_failures_that_are_not_listed_are_where_the_page_says(tmp_path: Path) -> None:
+    """Failed images of a grid have no record: other formats have none of them."""
+    failed = [Failure(f"{number}.png", "no image") for number in range(1002)]
+    written(tmp_path, hostile(["a"]), Origin(MATRIX, True, failures=lambda: failed))
+    (line,) = (it.text for it in read(tmp_path / "page.html").all("p") if "more" in it.text)
+    assert line == "2 more are not listed here: stderr has them."
+    rows = (Record("a", "b", math.nan, None, error="no image") for _ in range(1003))
+    written(tmp_path, rows, Origin(Layout(PAIRS)))
+    (line,) = (it.text for it in read(tmp_path / "page.html").all("p") if "more" in it.text)
+    assert line == "3 more are not listed here: -f json or -f csv has them."
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -342,7 +393,8 @@ def test_a_pipe_gets_the_page_of_a_file(run: Callable[..., Run], tmp_path: Path)
     assert ended.code == 3
     run(*GIVEN, "-o", "scores.htm")
     there = (tmp_path / "scores.htm").read_text("utf-8")
-    date = re.compile(r"\d\d:\d\d:\d\d UTC")
+    date = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
+    assert len(date.findall(ended.out)) == len(date.findall(there)) == 1
     assert date.sub("", ended.out) == date.sub("", there)
 
 

@@ -87,4 +87,12 @@ def test_a_browser_shows_wrong_answers_and_their_candidates(
     assert "All candidates\na <b>red</b> dog\na blue dog" in shown
     assert opened.complaints == []
     assert opened.requests == [(tmp_path / "page.html").as_uri()]
-    assert opened.violations() == []  # skips without axe-core
+
+
+def test_axe_finds_nothing_serious(chromium: Browser, tmp_path: Path) -> None:
+    """With the dialog of an answer open."""
+    opened = chromium.open(written(tmp_path))
+    opened.status("4 answers.")
+    opened.cell(1, 1).click()
+    opened.page.wait_for_selector("dialog[open]")
+    assert opened.violations() == []

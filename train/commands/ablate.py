@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsd_trt.bundle.method import ScoreKind
+from dsd_trt.commands.destination import Destination, destination_options
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
-from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -26,6 +27,8 @@ from dsd_trt.train.commands.data_options import data_options
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
+    from dsd_trt.train.evaluation.ablation import Point
+    from dsd_trt.train.left_out import LeftOut
 
 EXAMPLES = """\b
 Examples:
@@ -54,7 +57,7 @@ _FIGURES = "ablation.json"
     type=click.Path(file_okay=False, path_type=Path),
     help="Output folder for ablation.md, ablation.json and ablation.png.",
 )
-@report_options
+@destination_options
 @pytorch_threads_option
 @seed_option("Random seed of the split and of the heads that are left out.")
 @click.pass_context
@@ -68,7 +71,7 @@ def ablate(
     images_at: Path | None,
     limit: int,
     out: Path,
-    report: Report,
+    destination: Destination,
     threads: int | None,
     seed: int,
 ) -> None:
@@ -86,7 +89,7 @@ def ablate(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     require_writable(out)
-    report.require_possible()
+    destination.require_possible()
     require_run(out, _FIGURES)
     part = open_dataset(data, root, "test", seed, limit, columns=columns, images=images_at)
     file = chosen_adapter(adapter, model)
@@ -105,7 +108,7 @@ def ablate(
     from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-    from dsd_trt.train.evaluation.ablation import LEVELS, as_page, as_text, collect, plot
+    from dsd_trt.train.evaluation.ablation import LEVELS, collect
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.encodings import encode_questions
     from dsd_trt.train.left_out import LeftOut
@@ -134,27 +137,51 @@ def ablate(
         left_out.require_some(len(examples), f"test questions of {data}")
         maps = collect(scoring, examples, lambda done, total: progress.step("scoring", done, total))
     ablations = measure(maps, scoring.head_weights.cpu().double().numpy(), examples, seed)
-    table = as_text(ablations)
-    if left_out.questions:
-        table += f"\n{left_out.sentence()}\n"
-    plain = {
+    about = {
         "model": model,
         "adapter": None if file is None else str(file.folder),
         "data": data,
         "questions": len(examples),
-        **left_out.to_plain(),
         "seed": seed,
+    }
+    _write(ablations, about, left_out, out, destination)
+    report_left_out(ctx, left_out, part.failures)
+
+
+def _write(
+    ablations: Mapping[str, Sequence[Point]],
+    about: Mapping[str, Any],
+    left_out: LeftOut,
+    out: Path,
+    destination: Destination,
+) -> None:
+    """Write the figures to the output folder and to their destination.
+
+    Args:
+        ablations: points of each figure, by its title.
+        about: what was measured, by name: model, adapter, data, questions, seed.
+        left_out: questions left out, with their failures.
+        out: output folder.
+        destination: where the figures go besides.
+    """
+    from dsd_trt.train.evaluation.ablation import as_page, as_text, plot
+
+    table = as_text(ablations)
+    if left_out.questions:
+        table += f"\n{left_out.sentence()}\n"
+    plain = {
+        **about,
+        **left_out.to_plain(),
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
     as_json = json.dumps(plain, indent=2) + "\n"
     write_whole(out / _FIGURES, as_json)  # first: it marks the folder
     write_whole(out / "ablation.md", table)
-    title = f"{model} on {data}, {counted(len(examples), 'question')}"
+    title = f"{about['model']} on {about['data']}, {counted(about['questions'], 'question')}"
     plot(ablations, out / "ablation.png", title)
-    facts = {name: str(plain[name]) for name in ("model", "adapter", "data", "questions", "seed")}
-    report.write(
+    facts = {name: str(it) for name, it in about.items()}
+    destination.write(
         lambda: table,
         lambda: as_json,
         lambda: as_page(ablations, title, left_out, facts),
     )
-    report_left_out(ctx, left_out, part.failures)

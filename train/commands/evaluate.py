@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dsd_trt.commands.destination import Destination, destination_options
 from dsd_trt.commands.environment import SettingsCommand, on_command_line, setting
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.opening import Opening, opening_options
 from dsd_trt.commands.options import Share, mode_option, seed_option
-from dsd_trt.commands.report import Report, report_options
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.adapters import (
@@ -93,7 +93,7 @@ class _Evaluate(SettingsCommand):
     help="Of a table: report precision and recall of the pairs whose probability is at least P; "
     "may be repeated.",
 )
-@report_options
+@destination_options
 @seed_option("Random seed of the split and of the wrong candidates.")
 @click.pass_context
 def evaluate(
@@ -111,7 +111,7 @@ def evaluate(
     adapter: str,
     out: Path | None,
     thresholds: tuple[float, ...],
-    report: Report,
+    destination: Destination,
     seed: int,
 ) -> None:
     """Measure the accuracy of a bundle, or of a model in PyTorch, on test questions.
@@ -143,7 +143,7 @@ def evaluate(
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     if out:
         require_writable(out)
-    report.require_possible()
+    destination.require_possible()
     is_bundle = names_bundle(scorer)
     file = None
     if is_bundle and adapter != OWN:
@@ -179,8 +179,8 @@ def evaluate(
         labelled = labelled_pairs(
             table_path(data, root), columns, questions, seed, limit, images_at
         )
-    if report.output and questions.table:
-        refuse_input(str(report.output), [table_path(data, root)])
+    if destination.output and questions.table:
+        refuse_input(str(destination.output), [table_path(data, root)])
 
     if not is_bundle:
         from dsd_trt.train.run.libraries import hush_libraries
@@ -243,7 +243,7 @@ def evaluate(
         noted, texts = Asked(), AskedTexts()
         answers = list(
             ask(
-                texts.through(noted.through(questions) if report.has_page else questions),
+                texts.through(noted.through(questions) if destination.has_page else questions),
                 score,
                 out and out / "answers.jsonl",
                 lambda answered: progress.step("asking questions", answered, questions.total),
@@ -287,7 +287,7 @@ def evaluate(
         own = {name: str(it) for name, it in about.items() if it is not None}
         return own | (scoring_facts(opened) if is_bundle else {"versions": versions()})
 
-    report.write(
+    destination.write(
         lambda: as_text(rows, left_out, computed_by, summary, confused),
         lambda: to_json(rows, about, left_out, summary, confused),
         lambda: noted.page(

@@ -251,7 +251,7 @@ def as_page(
 
     used = {"versions": f"{versions()}, torch {torch.__version__}"}
     summary = "Accuracy with fewer layers, heads and noise levels, and with other poolings."
-    return page(title, summary, body(), {**facts, **used, **run_facts()})
+    return page(title, summary, body(), lambda: {**facts, **used, **run_facts()})
 
 
 def plot(ablations: Mapping[str, Sequence[Point]], path: Path, title: str) -> None:

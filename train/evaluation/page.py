@@ -103,7 +103,7 @@ class Asked:
             rows = [(it.image or "", it.text or "", it.reason) for it in failed]
             yield failures(rows, len(rows))
 
-        yield from page(title, summary, body(), {**facts, **run_facts()}, shown.rest())
+        yield from page(title, summary, body(), lambda: {**facts, **run_facts()}, shown.tail())
 
 
 class _Answers:
@@ -145,11 +145,11 @@ class _Answers:
             yield part
         yield "</section>\n"
 
-    def rest(self) -> Iterator[str]:
+    def tail(self) -> Iterator[str]:
         """Names, script and thumbnails."""
         names = [name for name, _ in self._images]
         made = functools.partial(thumbnails, [picture for _, picture in self._images])
-        yield from self._explorer.rest(names, list(self._texts), made, self._written)
+        yield from self._explorer.tail(names, list(self._texts), made, self._written)
 
     def confusions(self) -> str:
         """The most frequent pairs of a right text and the one that was chosen instead."""

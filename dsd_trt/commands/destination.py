@@ -1,4 +1,4 @@
-"""Reports of figures: a table to read, JSON or a page, on standard output and in a file."""
+"""Where figures go: a table to read, JSON or a page, on standard output and in a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUFFIXES = {".json": "json", ".html": "html", ".htm": "html"}
 
 
 @dataclass(frozen=True)
-class Report:
+class Destination:
     """Where a command's figures go.
 
     Attributes:
@@ -104,14 +104,14 @@ class Report:
         write_output("-", made[self.printed_form]())
 
 
-def report_options(command: Command) -> Command:
-    """-f and -o; the command gets `report`: `Report`."""
+def destination_options(command: Command) -> Command:
+    """-f and -o; the command gets `destination`: `Destination`."""
 
     @functools.wraps(command)
-    def with_report(*, form: str, output: Path | None, **given: Any) -> Any:
-        report = Report(form, output)
-        report.require_form()  # before the command imports anything
-        return command(**given, report=report)
+    def with_destination(*, form: str, output: Path | None, **given: Any) -> Any:
+        destination = Destination(form, output)
+        destination.require_form()  # before the command imports anything
+        return command(**given, destination=destination)
 
     decorated = click.option(
         "-f",
@@ -122,7 +122,7 @@ def report_options(command: Command) -> Command:
         default="table",
         show_default=True,
         help="Output format: a table to read, JSON, or a page for a browser.",
-    )(with_report)
+    )(with_destination)
     decorated = click.option(
         "-o",
         "--output",
