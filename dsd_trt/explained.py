@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ def explained(
         latent = pipeline.encode_images([decoded])[0]
     if not np.isfinite(latent).all():
         raise ImageError(f"{name}: {pipeline.complaint('image_encoder', 'a latent')}")
+    content = hashlib.sha256(np.ascontiguousarray(decoded)).hexdigest()
     unique = list(dict.fromkeys(texts))
     encoded, failures = jobs.encode_texts(unique)
     if failures:
@@ -84,7 +86,7 @@ def explained(
         likely = match_probability(np.array([score], np.float32), calibration)
         explanation = Explanation(
             *(name, text, score, float(likely[0]), words, levels, finest(places)),
-            *(layers, tokens, method, pixels),
+            *(layers, tokens, method, pixels, content, bundle.manifest.digest),
         )
         found[text] = with_heat(explanation, **chosen)
     return [found[text] for text in texts]

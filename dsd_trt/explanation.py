@@ -57,6 +57,8 @@ class Explanation:
         tokens: position of each counted token in the padded text, in the order of the maps.
         method: method of the bundle, with its pooling.
         pixels: the image as the model sees it, uint8 (R, R, 3); None for an image of an index.
+        image_sha256: SHA-256 of the pixels, or of the latent of an image of an index.
+        bundle_sha256: SHA-256 of the bundle's manifest.
     """
 
     image: str
@@ -70,6 +72,8 @@ class Explanation:
     tokens: tuple[int, ...] = field(repr=False)
     method: Method = field(repr=False)
     pixels: NDArray[np.uint8] | None = field(repr=False)
+    image_sha256: str = field(repr=False)
+    bundle_sha256: str = field(repr=False)
 
     def __repr__(self) -> str:
         words = ", ".join(f"{it.text} {it.score:.3f}" for it in self.words)
@@ -149,13 +153,20 @@ class Explanation:
         """
         if not isinstance(other, Explanation):
             raise InputError(f"against takes an explanation, got {shown(other)}")
-        if self.image != other.image:
+        if self.image_sha256 != other.image_sha256:
             raise InputError(
                 f"explanations of two images, {self.image!r} and {other.image!r}: give two texts "
                 "of one image"
             )
-        if (self.method, self.levels) != (other.method, other.levels):
-            raise InputError("explanations of other bundles or noise levels cannot be compared")
+        if self.bundle_sha256 != other.bundle_sha256:
+            raise InputError(
+                "explanations by two bundles cannot be compared: explain both texts with one scorer"
+            )
+        if self.levels != other.levels:
+            raise InputError(
+                f"explanations at other noise levels, {self.levels} and {other.levels}, cannot be "
+                "compared: give both the same levels"
+            )
         return Contrast(self, other, tuple(_changes(self, other)))
 
     def without_maps(self) -> Explanation:

@@ -281,10 +281,40 @@ def test_what_cannot_be_compared(scorer: Scorer, starry: Explanation) -> None:
     other = scorer.explain(STAR.with_name("lone-ring.png"), TEXTS[0])
     with pytest.raises(InputError, match="two images"):
         starry.against(other)
+    with pytest.raises(InputError, match="two bundles"):
+        starry.against(replace(starry, bundle_sha256="0" * 64))
     with pytest.raises(InputError, match="noise levels"):
         starry.against(scorer.explain(STAR, TEXTS[0], levels=[0.02]))
     with pytest.raises(InputError, match="takes an explanation"):
         starry.against("a star")  # type: ignore[arg-type]
+
+
+def test_images_without_a_name_are_told_apart_by_their_pixels(
+    scorer: Scorer, starry: Explanation
+) -> None:
+    with Image.open(STAR) as opened:
+        picture = opened.convert("RGB")
+    star, same = (scorer.explain(it, TEXTS[0]) for it in (picture, STAR.read_bytes()))
+    ring = scorer.explain(STAR.with_name("lone-ring.png").read_bytes(), TEXTS[0])
+    assert star.image == ring.image == "image 0"
+    assert star.against(same).difference == pytest.approx(0, abs=1e-6)
+    assert starry.against(star).difference == pytest.approx(0, abs=1e-6)  # of the same pixels
+    with pytest.raises(InputError, match="two images"):
+        star.against(ring)
+
+
+def test_bundles_of_one_method_are_told_apart(
+    scorer: Scorer, starry: Explanation, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    manifest = read_bundle(folder).manifest
+    named = replace(manifest.provenance, base_model="another")
+    other = write_bundle(folder, replace(manifest, provenance=named))
+    with Scorer(other, "onnxruntime") as opened:
+        found = opened.explain(STAR, TEXTS[0])
+    assert found.method == starry.method
+    with pytest.raises(InputError, match="two bundles"):
+        starry.against(found)
 
 
 def test_plain_values(starry: Explanation) -> None:
