@@ -277,6 +277,19 @@ def test_a_text_against_another(scorer: Scorer) -> None:
     assert all(it.same for it in same.changes)
 
 
+def test_without_maps_words_keep_their_heat_alone(starry: Explanation) -> None:
+    small = starry.without_maps()
+    assert (small.layers, small.pixels) == ((), None)
+    for word, kept in zip(starry.words, small.words, strict=True):
+        assert kept.heat is word.heat
+    for asked in (small.heat, small.attention):
+        with pytest.raises(InputError, match="without maps"):
+            asked(0)
+    with pytest.raises(InputError, match="without maps"):
+        small.heat()
+    assert small.against(small).difference == 0
+
+
 def test_what_cannot_be_compared(scorer: Scorer, starry: Explanation) -> None:
     other = scorer.explain(STAR.with_name("lone-ring.png"), TEXTS[0])
     with pytest.raises(InputError, match="two images"):
