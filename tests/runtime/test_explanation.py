@@ -194,8 +194,9 @@ def test_the_heat_of_words_is_of_the_choice(scorer: Scorer, starry: Explanation)
     chosen = scorer.explain(STAR, TEXTS[0], layer=2, head=0, level=0.05)
     for number, word in enumerate(chosen.words):
         assert word.heat is not None
-        np.testing.assert_array_equal(word.heat, starry.heat(number, layer=2, head=0, level=0.05))
-    assert chosen.score == starry.score
+        expected = starry.heat(number, layer=2, head=0, level=0.05)
+        np.testing.assert_allclose(word.heat, expected, atol=1e-6)
+    assert chosen.score == pytest.approx(starry.score, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,10 @@ def test_images_that_cannot_be_read(scorer: Scorer, tmp_path: Path) -> None:
 def test_a_text_against_another(scorer: Scorer) -> None:
     first, second = scorer.explain(STAR, ["a large yellow star", "a large red star on the left"])
     contrast = first.against(second)
-    assert contrast.difference == first.score - second.score > 0
+    gained = sum(t.score for w in first.words for t in w.tokens) / len(first.tokens)
+    lost = sum(t.score for w in second.words for t in w.tokens) / len(second.tokens)
+    assert contrast.difference == pytest.approx(gained - lost)
+    assert contrast.difference > 0
     assert sum(it.difference for it in contrast.changes) == pytest.approx(contrast.difference)
     shown = [
         ([w.text for w in it.words], [w.text for w in it.others], it.same)
@@ -351,7 +355,7 @@ def test_an_older_bundle_scores_and_says_how_to_get_maps(without: Bundle, scorer
     assert '"maps"' not in text
     older = Scorer(read_bundle(without.folder), "onnxruntime")
     expected = scorer.score([STAR], TEXTS).scores
-    np.testing.assert_array_equal(older.score([STAR], TEXTS).scores, expected)
+    np.testing.assert_allclose(older.score([STAR], TEXTS).scores, expected, atol=1e-6)
     with pytest.raises(InputError, match="dsd-trt export --maps"):
         older.explain(STAR, "a star")
 
@@ -363,7 +367,7 @@ def test_matrix_mode_and_plans_have_none(bundle: Bundle, monkeypatch: pytest.Mon
     ):
         scorer.explain(STAR, "a star")
     with Scorer.load(engine="onnxruntime") as scorer:
-        plans = replace(scorer._pipeline.backend, name="tensorrt")
+        plans = replace(scorer._pipeline.backend, reads_graphs=False)
         monkeypatch.setattr(scorer._pipeline, "backend", plans)
         with pytest.raises(EngineError, match="another engine"):
             scorer.explain(STAR, "a star")
