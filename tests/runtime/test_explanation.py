@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from dsd_trt.bundle.maps import places_of
 from dsd_trt.bundle.method import HeadWeights, Method
 from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.explanation import Explanation
+from dsd_trt.failure import Failure
 
 ROOT = Path(__file__).parents[2]
 STAR = ROOT / "examples" / "images" / "lone-star.png"
@@ -232,6 +234,47 @@ def test_images_come_in_every_form(scorer: Scorer, starry: Explanation, tmp_path
     indexed = scorer.explain(Index.open(tmp_path / "index")[0], TEXTS[0])
     assert indexed.score == pytest.approx(starry.score, abs=1e-6)
     assert indexed.pixels is None
+
+
+def test_texts_are_explained_one_by_one(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps of a text are computed when it is asked for, and nothing else holds them."""
+    passes: list[int] = []
+    maps = scorer._pipeline.attention_maps
+
+    def counting(*arguments: Any) -> Any:
+        passes.append(1)
+        return maps(*arguments)
+
+    monkeypatch.setattr(scorer._pipeline, "attention_maps", counting)
+    each = scorer.explain_each(STAR, TEXTS)
+    levels = len(scorer.manifest.method.noise_levels.fractions)
+    held: list[weakref.ref[Any]] = []
+    for done in range(len(TEXTS)):
+        assert len(passes) == done * levels
+        assert all(it() is None for it in held)
+        found = next(each)
+        assert isinstance(found, Explanation)
+        held.append(weakref.ref(found.layers[0]))
+        del found
+    with pytest.raises(ImageError, match=r"none\.png"):
+        scorer.explain_each("none.png", TEXTS)  # at once
+
+
+def test_a_text_without_states_is_a_failure(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = scorer._jobs.encode_texts
+
+    def failing(texts: Any) -> Any:
+        encoded, lost = encode(texts)
+        return encoded, [*lost, Failure(None, "no states", TEXTS[1])]
+
+    monkeypatch.setattr(scorer._jobs, "encode_texts", failing)
+    found = list(scorer.explain_each(STAR, TEXTS))
+    assert [it.text for it in found] == TEXTS
+    assert [isinstance(it, Failure) for it in found] == [False, True, False]
+    with pytest.raises(EngineError, match="no states"):
+        scorer.explain(STAR, TEXTS)
 
 
 def test_levels_are_those_of_the_score(scorer: Scorer) -> None:
