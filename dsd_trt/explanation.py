@@ -14,7 +14,7 @@ from dsd_trt.arguments import shown
 from dsd_trt.attention import enlarged, head_weights, pooled, shares
 from dsd_trt.bundle.method import Method
 from dsd_trt.errors import InputError, counted
-from dsd_trt.words import Word, scored_words
+from dsd_trt.words import Word, plain_number, scored_words
 
 Heat = NDArray[np.float32]
 
@@ -56,7 +56,10 @@ class Explanation:
         layers: what every scored layer gives, in order of execution.
         tokens: position of each counted token in the padded text, in the order of the maps.
         method: method of the bundle, with its pooling.
-        pixels: the image as the model sees it, uint8 (R, R, 3); None for an image of an index.
+        pixels: the image as the model sees it, uint8 (R, R, 3); None for an image of an index,
+            and after `without_maps`.
+        image_sha256: SHA-256 of the pixels, or of the latent of an image of an index.
+        bundle_sha256: SHA-256 of the bundle's manifest.
     """
 
     image: str
@@ -70,6 +73,8 @@ class Explanation:
     tokens: tuple[int, ...] = field(repr=False)
     method: Method = field(repr=False)
     pixels: NDArray[np.uint8] | None = field(repr=False)
+    image_sha256: str = field(repr=False)
+    bundle_sha256: str = field(repr=False)
 
     def __repr__(self) -> str:
         words = ", ".join(f"{it.text} {it.score:.3f}" for it in self.words)
@@ -99,7 +104,8 @@ class Explanation:
             Float32 (h, w), at least 0; coarser layers are enlarged so that mass stays.
 
         Raises:
-            InputError: there is no such word, layer, head or level.
+            InputError: there is no such word, layer, head or level, or the maps are gone, see
+                `without_maps`.
         """
         require_choice(self.method, self.levels, layer, head, level)
         columns, rows = self._columns(word), self._rows(level)
@@ -149,18 +155,28 @@ class Explanation:
         """
         if not isinstance(other, Explanation):
             raise InputError(f"against takes an explanation, got {shown(other)}")
-        if self.image != other.image:
+        if self.image_sha256 != other.image_sha256:
             raise InputError(
                 f"explanations of two images, {self.image!r} and {other.image!r}: give two texts "
                 "of one image"
             )
-        if (self.method, self.levels) != (other.method, other.levels):
-            raise InputError("explanations of other bundles or noise levels cannot be compared")
+        if self.bundle_sha256 != other.bundle_sha256:
+            raise InputError(
+                "explanations by two bundles cannot be compared: explain both texts with one scorer"
+            )
+        if self.levels != other.levels:
+            raise InputError(
+                f"explanations at other noise levels, {self.levels} and {other.levels}, cannot be "
+                "compared: give both the same levels"
+            )
         return Contrast(self, other, tuple(_changes(self, other)))
 
     def without_maps(self) -> Explanation:
-        """The same explanation in little memory: words keep their heat, and no other can be had."""
-        return replace(self, layers=())
+        """The same explanation in little memory: words keep their heat, and no other can be had.
+
+        It has no pixels either; `heat` and `attention` of it raise an InputError.
+        """
+        return replace(self, layers=(), pixels=None)
 
     def to_plain(self) -> dict[str, Any]:
         """The explanation as values that `json.dumps` accepts, see docs/explain.md."""
@@ -168,8 +184,8 @@ class Explanation:
         return {
             "image": self.image,
             "text": self.text,
-            "score": _number(self.score),
-            "probability": _number(self.probability),
+            "score": plain_number(self.score),
+            "probability": plain_number(self.probability),
             "levels": list(self.levels),
             "rows": rows,
             "columns": columns,
@@ -177,7 +193,9 @@ class Explanation:
                 {
                     **it.to_plain(),
                     "special": it.special,
-                    "heat": None if it.heat is None else [list(map(_number, r)) for r in it.heat],
+                    "heat": None
+                    if it.heat is None
+                    else [list(map(plain_number, r)) for r in it.heat],
                 }
                 for it in self.words
             ],
@@ -200,7 +218,16 @@ class Explanation:
         return [row for row in rows if level in (None, self.levels[row])]
 
     def _chosen(self, layer: int | None, head: int | None) -> Iterator[tuple[LayerMaps, list[int]]]:
-        """The layers and heads that are chosen."""
+        """The layers and heads that are chosen.
+
+        Raises:
+            InputError: the maps are gone.
+        """
+        if not self.layers:
+            raise InputError(
+                "this explanation is without maps, and words keep their heat alone: ask for other "
+                "heat before without_maps"
+            )
         for it in self.layers:
             heads = [at for at in range(it.weights.shape[1]) if head in (None, at)]
             if heads and layer in (None, it.layer):
@@ -265,12 +292,12 @@ class Contrast:
         """The comparison as values that `json.dumps` accepts, see docs/explain.md."""
         return {
             "against": self.second.text,
-            "difference": _number(self.difference),
+            "difference": plain_number(self.difference),
             "changes": [
                 {
                     "words": [word.text for word in it.words],
                     "others": [word.text for word in it.others],
-                    "difference": _number(it.difference),
+                    "difference": plain_number(it.difference),
                     "same": it.same,
                 }
                 for it in self.changes
@@ -377,8 +404,3 @@ def _contribution(words: Sequence[Word], explanation: Explanation) -> float:
 
 def _folded(word: Word) -> tuple[str, bool]:
     return word.text.casefold(), word.special
-
-
-def _number(value: float) -> float | None:
-    """The decimal number with the fewest digits that is the same in FP32; None for NaN."""
-    return None if np.isnan(value) else float(str(np.float32(value)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +14,7 @@ from dsd_trt.errors import InputError, counted, cut
 from dsd_trt.explanation import Contrast, Explanation
 from dsd_trt.files.whole import whole
 from dsd_trt.heat_map import legend, of_scale, overlay
+from dsd_trt.words import Word
 
 SIDE = 176
 """Longest side of a panel, in pixels."""
@@ -22,6 +25,25 @@ _GAP, _ACROSS = 12, 6  # pixels between panels, panels beside each other
 _CAPTION, _TITLE, _SCALE = 20, 46, 44  # heights in pixels
 _TEXT, _FAINT, _RULE = "#16181d", "#5b6270", "#d6dae1"
 _WIDTH = _ACROSS * (SIDE + _GAP) + _GAP
+
+
+class Pictured(NamedTuple):
+    """An explanation to show.
+
+    Attributes:
+        explanation: the explanation.
+        contrast: its comparison with another text; None for none.
+        picture: the image; None where it is not known.
+    """
+
+    explanation: Explanation
+    contrast: Contrast | None
+    picture: Image.Image | None
+
+    @property
+    def both(self) -> list[Explanation]:
+        """The explanation, and the one that it is compared with."""
+        return [self.explanation, *([self.contrast.second] if self.contrast else [])]
 
 
 def fitting(picture: Image.Image | None) -> Image.Image:
@@ -40,34 +62,35 @@ def largest_heat(explanations: Sequence[Explanation]) -> float:
     )
 
 
-def write_png(
-    path: Path,
-    explained: Sequence[tuple[Explanation, Contrast | None]],
-    pictures: Sequence[Image.Image | None],
-) -> None:
+def best_words(explanation: Explanation) -> tuple[Word, ...]:
+    """The words with the highest score, which have a frame; `<end>` is no word."""
+    words = [it for it in explanation.words if not it.special]
+    best = max((it.score for it in words), default=None)
+    return tuple(it for it in words if it.score == best)
+
+
+def write_png(path: Path, results: Sequence[Pictured]) -> None:
     """Draw explanations below each other, those of a contrast with one scale.
 
     Args:
         path: file to write, whole or not at all.
-        explained: explanations, each with its comparison if there is one.
-        pictures: the image of each explanation; None where it is not known.
+        results: explanations in their order.
 
     Raises:
         InputError: there are more rows than a picture has room for.
         DsdError: the disk is full or cannot be written to.
     """
-    rows = sum(1 if contrast is None else 2 for _, contrast in explained)
+    rows = sum(len(it.both) for it in results)
     if rows > MOST:
         raise InputError(
             f"{counted(rows, 'row')} are too many for one picture of at most {MOST}: give fewer "
             "images or texts, or write -o FILE.html"
         )
     parts = []
-    for (it, contrast), picture in zip(explained, pictures, strict=True):
-        both = [it] if contrast is None else [it, contrast.second]
-        largest = largest_heat(both)
-        parts += [_row(one, fitting(picture), largest) for one in both]
-        parts.append(_foot(largest, contrast))
+    for it in results:
+        largest, picture = largest_heat(it.both), fitting(it.picture)
+        parts += [_row(one, picture, largest) for one in it.both]
+        parts.append(_foot(largest, it.contrast))
     page = Image.new("RGB", (_WIDTH, sum(part.height for part in parts)), "white")
     top = 0
     for part in parts:
@@ -88,7 +111,7 @@ def _row(it: Explanation, picture: Image.Image, largest: float) -> Image.Image:
     _write(draw, (_GAP, 6), it.text, 17, _WIDTH - 2 * _GAP)
     score = f"score {it.score:.4f}{likely} · {it.image}"
     _write(draw, (_GAP, 27), score, 12, _WIDTH - 2 * _GAP, _FAINT)
-    best = max((word.score for word in it.words if not word.special), default=None)
+    best = best_words(it)
     for place in range(panels):
         left = _GAP + place % _ACROSS * (SIDE + _GAP)
         top = _TITLE + place // _ACROSS * line
@@ -97,7 +120,7 @@ def _row(it: Explanation, picture: Image.Image, largest: float) -> Image.Image:
             word = it.words[place - 1]
             assert word.heat is not None
             shown = overlay(picture, word.heat, largest)
-            color = _TEXT if word.score == best else _FAINT
+            color = _TEXT if word in best else _FAINT
             caption = f"{word.text}  {word.score:.3f}"
         made.paste(shown, (left, top))
         if place and color == _TEXT:  # the word that was found best
@@ -154,6 +177,7 @@ def in_words(words: Sequence[object], others: Sequence[object]) -> str:
     return f"{mine!r} instead of {theirs!r}"
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 

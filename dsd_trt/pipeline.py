@@ -46,7 +46,6 @@ logger = get_logger(__name__)
 
 Array = NDArray[Any]
 
-_OF_PLANS = ("tensorrt", "tensorrt-rtx")  # they run compiled plans, and there is none of maps
 _ENCODERS = ("image_encoder", "text_encoder")
 
 
@@ -383,7 +382,7 @@ class Pipeline:
             EngineError: the engine has no form of the maps graph, failed, or computed values that
                 are not finite.
         """
-        if not self.backend.reads_graphs or self.backend.name in _OF_PLANS:
+        if not self.backend.reads_graphs:
             raise EngineError(
                 f"{self.backend.name} opens no graph of attention maps: explain with another "
                 "engine, such as onnxruntime or openvino"

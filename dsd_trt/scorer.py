@@ -673,18 +673,53 @@ class Scorer:
         """
         one = isinstance(text, (str, bytes)) or not hasattr(text, "__len__")
         texts = [checked_text(text, "text")] if one else checked_texts(text)
-        found = explained(
+        found = []
+        for it in self.explain_each(image, texts, levels, layer=layer, head=head, level=level):
+            if isinstance(it, Failure):
+                raise EngineError(str(it))
+            found.append(it)
+        return found[0] if one else found
+
+    def explain_each(
+        self,
+        image: Scorable,
+        texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_],
+        levels: Sequence[float] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        level: float | None = None,
+    ) -> Iterator[Explanation | Failure]:
+        """Explain the texts of an image one by one, so memory holds the maps of one text.
+
+        Args:
+            image: image, as for `explain`.
+            texts: M descriptions.
+            levels: noise levels to average over, as for `explain`.
+            layer: scored layer that heat maps are of, as for `explain`.
+            head: head that heat maps are of, as for `explain`.
+            level: noise level that heat maps are of, as for `explain`.
+
+        Returns:
+            An explanation for each text, computed when it is asked for; a failure for a text that
+            the text encoder gives no finite states.
+
+        Raises:
+            ImageError: as for `explain`, and at once.
+            InputError: as for `explain`, and at once.
+            EngineError: as for `explain`.
+        """
+        return explained(
             self._pipeline,
             self._jobs,
             self.bundle,
             self.mode,
             image,
-            texts,
+            checked_texts(texts),
             self._level_indices(levels),
             self.calibration(levels),
             {"layer": layer, "head": head, "level": level},
         )
-        return found[0] if one else found
 
     def words(self, text: str) -> tuple[Word, ...]:
         """Words of a text that count in its score, each with its tokens, in order.

@@ -59,8 +59,8 @@ class Word:
         """Word, score and tokens as values that `json.dumps` accepts; None in place of NaN."""
         return {
             "word": self.text,
-            "score": _number(self.score),
-            "tokens": [{"token": it.text, "score": _number(it.score)} for it in self.tokens],
+            "score": plain_number(self.score),
+            "tokens": [{"token": it.text, "score": plain_number(it.score)} for it in self.tokens],
         }
 
 
@@ -77,6 +77,6 @@ def scored_words(words: Sequence[Word], scores: NDArray[Any]) -> tuple[Word, ...
     )
 
 
-def _number(score: float) -> float | None:
+def plain_number(score: float) -> float | None:
     """The decimal number with the fewest digits that is the same in FP32; None for NaN."""
     return None if np.isnan(score) else float(str(np.float32(score)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,10 @@ from dsd_trt.errors import ImageError, InputError, counted
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dsd_trt.explanation import Contrast, Explanation
+    from dsd_trt.explanation_png import Pictured
     from dsd_trt.failure import Failure
     from dsd_trt.jobs import Scorable
+    from dsd_trt.results import Progress
     from dsd_trt.scorer import Scorer
 
 EXAMPLES = """\b
@@ -105,56 +108,70 @@ def explain(
     named, texts = told_apart(arguments, more_texts)
     opening.require_possible()  # before images are read
 
-    from dsd_trt.bundle.folder import Bundle, with_maps
-    from dsd_trt.bundle.place import bundle_folder
-    from dsd_trt.commands.bundle_checks import require_bundle
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.inputs import images_named
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
-    from dsd_trt.explanation import require_choice
-    from dsd_trt.failure import Failure
-    from dsd_trt.jobs import name_of
-    from dsd_trt.scoring_arguments import checked_text
 
-    texts = [checked_text(text, "TEXT") for text in texts]
-    if against is not None:
-        against = checked_text(against, "--against")
-    manifest = require_bundle(bundle, "pair", levels)[0]
-    with_maps(Bundle(Path(bundle_folder(bundle)), manifest))
-    used = levels or manifest.method.noise_levels.fractions
-    require_choice(manifest.method, used, layer, head, level)
+    chosen = {"layer": layer, "head": head, "level": level}
+    asked = _asked(texts, against, levels, chosen)
+    _require_choice(bundle, asked)
     images, failures = images_named(named)
     refuse_input(output, (it for it in images if isinstance(it, Path)))
     refuse_unwritable(output)
     _require_room(form, len(images) * len(texts), against is not None)
 
-    scorer = opening.scorer(bundle, "pair")
-    chosen = {"layer": layer, "head": head, "level": level}
-    found: list[tuple[Explanation, Contrast | None]] = []
-    pictures: list[Image.Image | None] = []
-    lost = list(failures)
+    scorer, lost = opening.scorer(bundle, "pair"), list(failures)
     with progress_bar("images") as progress:
-        for done, image in enumerate(images, start=1):
-            try:
-                of_image = _explained(scorer, image, texts, against, levels, chosen)
-            except ImageError as error:
-                name = name_of(image, done - 1)
-                lost.append(Failure(name, str(error).removeprefix(f"{name}: ")))
-                continue
-            finally:
-                progress(done, len(images))
-            found += of_image
-            pictures += [_picture(image, form)] * len(of_image)
-    if not found:
-        _report(lost)
-        raise InputError("no image could be explained")
-    origin = _origin(scorer, levels, chosen)
-    _write(output, form, found, pictures, lost, origin)
+        pictures = form != "json"
+        results = _results(scorer, images, asked, lost, progress, pictures=pictures)
+        try:
+            first = next(results)
+        except StopIteration:
+            _report(lost)
+            raise InputError("no image could be explained") from None
+        count = len(images) * len(texts)
+        _write(output, form, chain([first], results), count, lost, _origin(scorer, asked))
     if output != "-":
-        note(f"wrote {counted(len(found), 'explanation')} to {output}")
+        note(f"wrote {output}")
     if lost:
         _report(lost)
         ctx.exit(3)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every image is explained with; `chosen` is what heat maps are of."""
+
+    texts: Sequence[str]
+    against: str | None
+    levels: Sequence[float] | None
+    chosen: dict[str, Any]
+
+
+def _asked(
+    texts: Sequence[str],
+    against: str | None,
+    levels: Sequence[float] | None,
+    chosen: dict[str, Any],
+) -> _Asked:
+    from dsd_trt.scoring_arguments import checked_text
+
+    checked = [checked_text(text, "TEXT") for text in texts]
+    other = None if against is None else checked_text(against, "--against")
+    return _Asked(checked, other, levels, chosen)
+
+
+def _require_choice(bundle: str | None, asked: _Asked) -> None:
+    """Refuse what the bundle has no maps, layer, head or level for, before images are read."""
+    from dsd_trt.bundle.folder import Bundle, with_maps
+    from dsd_trt.bundle.place import bundle_folder
+    from dsd_trt.commands.bundle_checks import require_bundle
+    from dsd_trt.explanation import require_choice
+
+    manifest = require_bundle(bundle, "pair", asked.levels)[0]
+    with_maps(Bundle(Path(bundle_folder(bundle)), manifest))
+    used = asked.levels or manifest.method.noise_levels.fractions
+    require_choice(manifest.method, used, **asked.chosen)
 
 
 def told_apart(arguments: Sequence[str], more: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -222,7 +239,7 @@ def _require_room(form: str, count: int, doubled: bool) -> None:
     elif form == "html":
         from dsd_trt.explanation_html import MOST
 
-        most, other = MOST, "FILE.json"
+        most, other = MOST // (1 + doubled), "FILE.json"
     else:
         return
     if count > most:
@@ -232,82 +249,113 @@ def _require_room(form: str, count: int, doubled: bool) -> None:
         )
 
 
-def _explained(
+def _results(
     scorer: Scorer,
-    image: Scorable,
-    texts: Sequence[str],
-    against: str | None,
-    levels: Sequence[float] | None,
-    chosen: dict[str, Any],
-) -> list[tuple[Explanation, Contrast | None]]:
-    wanted = [*texts, *([] if against is None else [against])]
-    found = [it.without_maps() for it in scorer.explain(image, wanted, levels, **chosen)]
-    if against is None:
-        return [(it, None) for it in found]
-    return [(it, it.against(found[-1])) for it in found[:-1]]
+    images: Sequence[Scorable],
+    asked: _Asked,
+    lost: list[Failure],
+    progress: Progress,
+    *,
+    pictures: bool,
+) -> Iterator[Pictured]:
+    """Explanations of all images, without their maps; what fails is added to `lost`."""
+    from dsd_trt.failure import Failure
+    from dsd_trt.jobs import name_of
+
+    for done, image in enumerate(images, start=1):
+        try:
+            for it in _of_image(scorer, image, asked, pictures=pictures):
+                if not isinstance(it, Failure):
+                    yield it
+                elif it not in lost:  # a text fails with every image
+                    lost.append(it)
+        except ImageError as error:
+            name = name_of(image, done - 1)
+            lost.append(Failure(name, str(error).removeprefix(f"{name}: ")))
+        progress(done, len(images))
 
 
-def _picture(image: Scorable, form: str) -> Image.Image | None:
-    """The image to show; None for one of an index, and where none is shown."""
+def _of_image(
+    scorer: Scorer, image: Scorable, asked: _Asked, *, pictures: bool
+) -> Iterator[Pictured | Failure]:
+    """Explanations of an image; without one of `against`, none has a comparison."""
+    from dsd_trt.explanation_png import Pictured
+    from dsd_trt.failure import Failure
+
+    picture = _picture(image) if pictures else None
+    wanted = [*([] if asked.against is None else [asked.against]), *asked.texts]
+    found = scorer.explain_each(image, wanted, asked.levels, **asked.chosen)
+    other = None
+    if asked.against is not None:
+        first = next(found)
+        if isinstance(first, Failure):
+            yield first
+        else:
+            other = first.without_maps()
+    for it in found:
+        if isinstance(it, Failure):
+            yield it
+            continue
+        small = it.without_maps()
+        yield Pictured(small, small.against(other) if other else None, picture)
+
+
+def _picture(image: Scorable) -> Image.Image | None:
+    """The image to show; None for one of an index."""
+    from dsd_trt.explanation_png import fitting
     from dsd_trt.image.preprocess import load_image
     from dsd_trt.image.stored import StoredImage
 
-    if form == "json" or not isinstance(image, (Path, StoredImage)):
-        return None
-    from dsd_trt.explanation_png import fitting
-
-    return fitting(load_image(image))
+    return fitting(load_image(image)) if isinstance(image, (Path, StoredImage)) else None
 
 
-def _origin(
-    scorer: Scorer, levels: Sequence[float] | None, chosen: dict[str, Any]
-) -> list[tuple[str, str]]:
+def _origin(scorer: Scorer, asked: _Asked) -> dict[str, str]:
     """What the scores were computed with, by name."""
-    from importlib.metadata import version
+    from dsd_trt.commands.provenance import scoring_facts
 
-    provenance = scorer.manifest.provenance
-    heat = ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
-    used = levels or scorer.manifest.method.noise_levels.fractions
-    return [
-        ("dsd-trt", version("dsd-trt")),
-        ("bundle", f"{provenance.base_model}, {scorer.manifest.digest[:12]}"),
-        ("engine", str(scorer.engine)),
-        ("noise levels", ", ".join(map(str, used))),
-        ("heat maps of", heat or "all layers, heads and levels, as in the score"),
-    ]
+    heat = ", ".join(f"{name} {it}" for name, it in asked.chosen.items() if it is not None)
+    whole = "all layers, heads and levels, as in the score"
+    return {**scoring_facts(scorer, asked.levels), "heat maps of": heat or whole}
 
 
 def _write(
     output: str,
     form: str,
-    found: Sequence[tuple[Explanation, Contrast | None]],
-    pictures: Sequence[Image.Image | None],
+    results: Iterator[Pictured],
+    count: int,
     lost: Sequence[Failure],
-    origin: Sequence[tuple[str, str]],
+    origin: Mapping[str, str],
 ) -> None:
+    """Write results as they come; `lost` is read after them."""
     from dsd_trt.commands.output import write_output
 
     if form == "png":
         from dsd_trt.explanation_png import write_png
 
-        write_png(Path(output), found, pictures)
+        write_png(Path(output), list(results))
     elif form == "html":
+        from dsd_trt.commands.provenance import run_facts
         from dsd_trt.explanation_html import to_html
 
-        write_output(output, [to_html(found, pictures, lost, origin)])
+        write_output(output, to_html(results, count, lost, {**origin, **run_facts()}))
     else:
-        plain = {
-            "computed_with": dict(origin),
-            "explanations": [
-                {**it.to_plain(), "contrast": contrast.to_plain() if contrast else None}
-                for it, contrast in found
-            ],
-            "errors": [{"image": it.image, "reason": it.reason} for it in lost],
-        }
-        write_output(output, [json.dumps(plain, ensure_ascii=False), "\n"])
+        write_output(output, _json(results, lost, origin))
+
+
+def _json(
+    results: Iterator[Pictured], lost: Sequence[Failure], origin: Mapping[str, str]
+) -> Iterator[str]:
+    """The numbers in parts, one an explanation."""
+    yield f'{{"computed_with": {json.dumps(origin, ensure_ascii=False)}, "explanations": ['
+    for place, it in enumerate(results):
+        contrast = it.contrast.to_plain() if it.contrast else None
+        plain = {**it.explanation.to_plain(), "contrast": contrast}
+        yield f"{', ' if place else ''}{json.dumps(plain, ensure_ascii=False)}"
+    errors = [{"image": it.image, "text": it.text, "reason": it.reason} for it in lost]
+    yield f'], "errors": {json.dumps(errors, ensure_ascii=False)}}}\n'
 
 
 def _report(lost: Sequence[Failure]) -> None:
-    say(f"images that could not be explained: {len(lost)}")
+    say(f"could not be explained: {len(lost)}")
     for failure in lost:
         say(f"  {failure}")

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow
 import pytest
 from bundles import RESOLUTION
+from hostile import HOSTILE
 from in_process import Run
 from page_parts import PageParts
 from PIL import Image
@@ -44,14 +45,6 @@ from dsd_trt.installation import own_command
 pytest_plugins = ("in_process",)
 
 TEXTS = ["a red circle", "dog", "a blue square, a green dog"]
-HOSTILE = [
-    "</script><script>alert(1)</script>",
-    "<!--<script>",
-    '"><img src=x onerror=alert(1)>',
-    "]]>&lt;&amp;&#0;\u2028\u2029",
-    "\u202egnp.exe\x00\x1b[31m\ud800",
-    "{{constructor.constructor('alert(1)')()}}",
-]
 
 
 @pytest.fixture
