@@ -17,7 +17,7 @@ from onnx import helper
 from dsd_trt.attention import pooled_tokens
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle, file_entry, with_maps, write_manifest
-from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.manifest import FileEntry, Manifest
 from dsd_trt.bundle.maps import FILE_NAME, NAME, Maps, maps_graph, output_name, places_of
 from dsd_trt.bundle.method import Method
 from dsd_trt.bundle.real_files import with_real_files
@@ -26,6 +26,7 @@ from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.errors import ModelError
 from dsd_trt.export.graph_index import GraphIndex, attribute
 from dsd_trt.export.onnx_file import drop_unread, load_graph, save_graph, stamp_graph
+from dsd_trt.files.unfinished import unfinished_name
 
 TOLERANCE = 1e-5
 """Accepted difference between the pair scorer's token scores and pooled maps, in FP32."""
@@ -78,15 +79,26 @@ def add_maps(bundle: Bundle) -> Bundle:
         bundle: a verified bundle without one.
 
     Raises:
-        ModelError: it cannot be cut from the pair scorer, or gives other scores.
+        ModelError: it cannot be cut from the pair scorer, or gives other scores, or the bundle has
+            no self-check to compare them with; the folder is unchanged.
     """
     path = bundle.path(bundle.manifest.graphs["pair_scorer"].file)
     model, maps = cut_maps(load_graph(path), bundle.manifest)
-    save_graph(model, bundle.path(maps.file))
-    files = {**bundle.manifest.files, maps.file: file_entry(bundle.path(maps.file))}
-    described = replace(bundle.manifest, maps=maps, files=dict(sorted(files.items())))
-    require_same_score(replace(bundle, manifest=described))
-    return write_manifest(bundle.folder, described)
+    unchecked = bundle.path(unfinished_name(maps.file))
+    try:
+        save_graph(model, unchecked)
+        entry = file_entry(unchecked)
+        require_same_score(_with(bundle, replace(maps, file=unchecked.name), entry))
+        unchecked.replace(bundle.path(maps.file))
+    finally:
+        unchecked.unlink(missing_ok=True)
+    return write_manifest(bundle.folder, _with(bundle, maps, entry).manifest)
+
+
+def _with(bundle: Bundle, maps: Maps, entry: FileEntry) -> Bundle:
+    """The bundle, described as one with this maps graph."""
+    files = dict(sorted({**bundle.manifest.files, maps.file: entry}.items()))
+    return replace(bundle, manifest=replace(bundle.manifest, maps=maps, files=files))
 
 
 def require_same_score(bundle: Bundle) -> None:
@@ -98,10 +110,13 @@ def require_same_score(bundle: Bundle) -> None:
         bundle: bundle with a maps graph and a self-check.
 
     Raises:
-        ModelError: they differ by more than rounding.
+        ModelError: they differ by more than rounding, or the bundle has no self-check.
     """
-    check = SelfCheck.read(bundle)
-    assert check is not None
+    if (check := SelfCheck.read(bundle)) is None:
+        raise ModelError(
+            f"bundle {bundle.folder} has no self-check to compare the maps with: export it again, "
+            "which writes one: dsd-trt export --maps"
+        )
     CPU.require()
     files, method = with_maps(with_real_files(bundle)), bundle.manifest.method
     inputs = bundle.manifest.graphs["pair_scorer"].inputs

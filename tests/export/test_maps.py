@@ -184,6 +184,28 @@ def test_what_pools_to_other_scores_is_refused(exported_fp32: Exported, tmp_path
         cut_maps(model, fewer)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {it.name: it.read_bytes() for it in folder.iterdir()}
+
+
+def test_a_refused_graph_leaves_no_file(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    (folder / "maps.onnx").unlink()
+    files = {**(whole := read_bundle(EMBEDDED).manifest).files}
+    del files["maps.onnx"]
+    manifest, before = replace(whole, maps=None, files=files), contents(folder)
+    other = replace(manifest, method=replace(manifest.method, lam=10.0))
+    with pytest.raises(ModelError, match="would explain another score"):
+        add_maps(Bundle(folder, other))
+    assert contents(folder) == before
+    unchecked = replace(manifest, self_check=None)
+    with pytest.raises(ModelError, match=r"no self-check.*dsd-trt export --maps"):
+        add_maps(Bundle(folder, unchecked))
+    assert contents(folder) == before
+    add_maps(Bundle(folder, manifest))
+    assert contents(folder).keys() == before.keys() | {"maps.onnx"}
+
+
 @pytest.mark.parametrize("score", ["denoising", "attention+denoising", "released"])
 def test_scores_that_no_map_shows_are_refused_before_the_work(score: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave out --maps"):
