@@ -161,7 +161,7 @@ def _write(
         ablations: points of each figure, by its title.
         about: what was measured, by name: model, adapter, data, questions, seed.
         left_out: questions left out, with their failures.
-        out: output folder.
+        out: folder for the JSON, the table and the plot.
         destination: where the figures go besides.
     """
     from dsd_trt.train.evaluation.ablation import as_page, as_text, plot
