@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -34,7 +34,7 @@ def to_html(
     results: Iterable[Pictured],
     count: int,
     lost: Sequence[Failure],
-    facts: Mapping[str, str],
+    facts: Callable[[], Mapping[str, str]],
 ) -> Iterator[str]:
     """A page of explanations, in their order; it has at most `PAGE_BYTES`.
 
@@ -42,7 +42,7 @@ def to_html(
         results: explanations, read as they are drawn.
         count: number of explanations at most, each with a comparison or none.
         lost: images and texts that could not be explained, read after `results`.
-        facts: names and values of what the scores were computed with, for the foot.
+        facts: function that returns names and values for the foot, called at the end.
 
     Raises:
         InputError: there are more explanations than a page has room for.

@@ -25,13 +25,14 @@ _GAP, _ACROSS = 12, 6  # pixels between panels, panels beside each other
 _CAPTION, _TITLE, _SCALE = 20, 46, 44  # heights in pixels
 _TEXT, _FAINT, _RULE = "#16181d", "#5b6270", "#d6dae1"
 _WIDTH = _ACROSS * (SIDE + _GAP) + _GAP
+_LISTED = 4  # largest changes between two texts
 
 
 class Pictured(NamedTuple):
     """An explanation to show.
 
     Attributes:
-        explanation: the explanation.
+        explanation: what a score is explained by.
         contrast: its comparison with another text; None for none.
         picture: the image; None where it is not known.
     """
@@ -159,9 +160,13 @@ def sentences(contrast: Contrast) -> list[str]:
         f"difference {contrast.difference:+.4f}"
     ]
     decisive = contrast.decisive
-    for it in sorted(contrast.changes, key=lambda change: -abs(change.difference))[:4]:
+    largest_first = sorted(contrast.changes, key=lambda change: -abs(change.difference))
+    for it in largest_first[:_LISTED]:
         mark = ", which decides" if it is decisive else ""
         lines.append(f"    {in_words(it.words, it.others)}: {it.difference:+.4f}{mark}")
+    if rest := largest_first[_LISTED:]:
+        together = sum(it.difference for it in rest)
+        lines.append(f"    {counted(len(rest), 'other change')}: {together:+.4f}")
     return lines
 
 

@@ -694,7 +694,7 @@ class Scorer:
 
         Args:
             image: image, as for `explain`.
-            texts: M descriptions.
+            texts: M descriptions to explain, as for `score`.
             levels: noise levels to average over, as for `explain`.
             layer: scored layer that heat maps are of, as for `explain`.
             head: head that heat maps are of, as for `explain`.

@@ -247,7 +247,7 @@ def main() -> None:
     command += ["--config-file", str(CONFIG), "--site-dir", str(arguments.out.absolute())]
     environment = {
         **os.environ,
-        "DSD_TRT_SITE_STAGE": str(arguments.stage.absolute()),
+        "MAKE_SITE_STAGE": str(arguments.stage.absolute()),
         "NO_MKDOCS_2_WARNING": "1",  # an advertisement
     }
     raise SystemExit(subprocess.run(command, cwd=ROOT, env=environment).returncode)

@@ -188,6 +188,7 @@ def told_apart(arguments: Sequence[str], more: Sequence[str]) -> tuple[list[str]
     else:
         images = [it for it in arguments if _is_image(it)]
         texts = [it for it in arguments if it not in images]
+    _refuse_lost_paths(texts if not more else [])
     if not images:
         hint = f"; {arguments[0]!r} is no file, so it is taken for a text" if arguments else ""
         raise InputError(f"give IMAGES to explain{hint}; see: dsd-trt explain --help")
@@ -197,6 +198,19 @@ def told_apart(arguments: Sequence[str], more: Sequence[str]) -> tuple[list[str]
             "circle' -o FILE.png. A text that is also a file's name: --text TEXT"
         )
     return images, texts
+
+
+def _refuse_lost_paths(texts: Sequence[str]) -> None:
+    """Refuse what reads as a path and is no file: it would be explained as a text.
+
+    Raises:
+        InputError: an argument has a slash and no space.
+    """
+    for text in texts:
+        if "/" in text.strip("/") and not any(map(str.isspace, text)):
+            raise InputError(
+                f"no file or folder {text!r}. If it is a text, say so: --text {shlex.quote(text)}"
+            )
 
 
 def _is_image(argument: str) -> bool:
@@ -337,7 +351,7 @@ def _write(
         from dsd_trt.commands.provenance import run_facts
         from dsd_trt.explanation_html import to_html
 
-        write_output(output, to_html(results, count, lost, {**origin, **run_facts()}))
+        write_output(output, to_html(results, count, lost, lambda: {**origin, **run_facts()}))
     else:
         write_output(output, _json(results, lost, origin))
 
@@ -346,12 +360,18 @@ def _json(
     results: Iterator[Pictured], lost: Sequence[Failure], origin: Mapping[str, str]
 ) -> Iterator[str]:
     """The numbers in parts, one an explanation."""
+    from dsd_trt.image.files import printable
+
     yield f'{{"computed_with": {json.dumps(origin, ensure_ascii=False)}, "explanations": ['
     for place, it in enumerate(results):
         contrast = it.contrast.to_plain() if it.contrast else None
-        plain = {**it.explanation.to_plain(), "contrast": contrast}
+        image = printable(it.explanation.image)
+        plain = {**it.explanation.to_plain(), "image": image, "contrast": contrast}
         yield f"{', ' if place else ''}{json.dumps(plain, ensure_ascii=False)}"
-    errors = [{"image": it.image, "text": it.text, "reason": it.reason} for it in lost]
+    errors = [
+        {"image": it.image and printable(it.image), "text": it.text, "reason": printable(it.reason)}
+        for it in lost
+    ]
     yield f'], "errors": {json.dumps(errors, ensure_ascii=False)}}}\n'
 
 

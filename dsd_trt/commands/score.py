@@ -163,7 +163,7 @@ def score(
     if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
         form = format_of(output, form or "table")
     _require_consistent(pairs, top_k, by, prune, error, check_prune)
-    _require_tokens(tokens, pairs, by, prune)
+    _require_tokens(tokens, form, pairs, by, prune)
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
     if pairs and paths:
@@ -304,9 +304,18 @@ def _require_consistent(
 
 
 def _require_tokens(
-    tokens: bool, pairs: Path | None, by: Literal["image", "text"] | None, prune: bool
+    tokens: bool,
+    form: str,
+    pairs: Path | None,
+    by: Literal["image", "text"] | None,
+    prune: bool,
 ) -> None:
     """Refuse scores of tokens where there are none, or where they would be held for all images."""
+    if tokens and form == "html":
+        raise InputError(
+            "a page of scores has no words: leave out --tokens, or show them with "
+            "dsd-trt explain IMAGES TEXT -o FILE.html"
+        )
     if tokens and prune:
         raise InputError("--prune scores most texts at some levels only: leave out --tokens")
     if tokens and by == "text" and not pairs:

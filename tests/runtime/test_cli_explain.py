@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -23,7 +24,7 @@ from PIL import Image
 from dsd_trt import ImageError, InputError, Scorer, explanation_html, read_bundle
 from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands.explain import told_apart
-from dsd_trt.explanation_png import SIDE, Pictured, best_words
+from dsd_trt.explanation_png import SIDE, Pictured, best_words, sentences
 from dsd_trt.failure import Failure
 from dsd_trt.image import preprocess
 from dsd_trt.job_scorer import JobScorer
@@ -354,3 +355,35 @@ def test_images_and_texts_are_told_apart(run: Callable[..., Run], tmp_path: Path
     assert told_apart(["star.png"], ["dog", "star.png"]) == (["star.png"], ["dog", "star.png"])
     with pytest.raises(InputError, match="give IMAGES"):
         told_apart([], ["dog"])
+
+
+def test_what_reads_as_a_lost_path_is_no_text() -> None:
+    with pytest.raises(InputError, match=r"no file or folder 'photo/x'.*--text photo/x"):
+        told_apart(["a.png", "photo/x"], [])
+    with pytest.raises(InputError, match="no file or folder 'exampels/images'"):
+        told_apart(["exampels/images", "a.png", "a star"], [])
+    assert told_apart(["a.png", "a star and/or a ring"], []) == (
+        ["a.png"],
+        ["a star and/or a ring"],
+    )
+    assert told_apart(["a.png"], ["photo/x"]) == (["a.png"], ["photo/x"])
+
+
+def test_names_that_are_not_utf8_are_written_escaped(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "star.png").rename(tmp_path / os.fsdecode(b"bad\xff.png"))
+    done = run(".", "a star", "-o", "out.json")
+    assert done.code == 3  # bad.png is no image
+    plain = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert "bad\\udcff.png" in {it["image"] for it in plain["explanations"]}
+
+
+def test_the_changes_of_a_picture_sum_to_the_difference() -> None:
+    with Scorer.load(EMBEDDED, engine="onnxruntime") as scorer:
+        first, second = scorer.explain(IMAGES / "star-and-ring.png", [TEXT, OTHER])
+    lines = sentences(first.against(second))
+    numbers = [float(re.search(r": ([+-][0-9.]+)", line)[1]) for line in lines[1:]]  # type: ignore[index]
+    assert len(lines) == 6
+    assert "5 other changes" in lines[-1]
+    assert sum(numbers) == pytest.approx(first.score - second.score, abs=3e-4)

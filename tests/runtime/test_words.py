@@ -109,6 +109,7 @@ def test_a_table_of_pairs_has_words_beside_its_own(
     [
         (("--prune", "--top-k", "1"), "--prune scores most texts at some levels only"),
         (("--by", "text", "--top-k", "1"), "leave out --by text"),
+        (("-o", "page.html"), "a page of scores has no words: leave out --tokens"),
     ],
 )
 def test_options_that_score_no_tokens(
