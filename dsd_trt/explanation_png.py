@@ -31,7 +31,7 @@ class Pictured(NamedTuple):
     """An explanation to show.
 
     Attributes:
-        explanation: the explanation.
+        explanation: explanation of one image and one text.
         contrast: its comparison with another text; None for none.
         picture: the image; None where it is not known.
     """
