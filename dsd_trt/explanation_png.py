@@ -32,7 +32,7 @@ class Pictured(NamedTuple):
     """An explanation to show.
 
     Attributes:
-        explanation: what a score is explained by.
+        explanation: explanation of one image and one text.
         contrast: its comparison with another text; None for none.
         picture: the image; None where it is not known.
     """

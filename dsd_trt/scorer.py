@@ -694,7 +694,7 @@ class Scorer:
 
         Args:
             image: image, as for `explain`.
-            texts: M descriptions to explain, as for `score`.
+            texts: M descriptions, as for `score`.
             levels: noise levels to average over, as for `explain`.
             layer: scored layer that heat maps are of, as for `explain`.
             head: head that heat maps are of, as for `explain`.
@@ -705,9 +705,9 @@ class Scorer:
             the text encoder gives no finite states.
 
         Raises:
-            ImageError: as for `explain`, and at once.
-            InputError: as for `explain`, and at once.
-            EngineError: as for `explain`.
+            ImageError: the image cannot be decoded or encoded; raised at once.
+            InputError: an argument cannot be used, as for `explain`; raised at once.
+            EngineError: the engine cannot compute, as for `explain`.
         """
         return explained(
             self._pipeline,

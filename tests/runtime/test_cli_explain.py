@@ -168,7 +168,7 @@ def test_a_page_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(explanation_html, "PAGE_BYTES", explanation_html._FRAME + most)
         for contrast in (None, first.against(second)):
             results = [Pictured(first, contrast, picture)] * 3
-            page = "".join(explanation_html.to_html(results, 3, [], {}))
+            page = "".join(explanation_html.to_html(results, 3, [], dict))
             assert len(page.encode()) < most + 30_000  # with its style
             pictures = len(results) * sum(1 + len(it.words) for it in results[0].both)
             assert page.count("data:image/jpeg") == pictures + 3  # each has its legend
