@@ -385,7 +385,7 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_a_bundle_on_the_hub(tmp_path: Path) -> None:
     needs = SMALL.__class__(**vars(SMALL) | {"missing_bytes": 10**15})
-    given = dict.fromkeys(HUB_VARIABLES) | {"HF_HOME": str(tmp_path)}
+    given: dict[str, Any] = {**dict.fromkeys(HUB_VARIABLES), "HF_HOME": str(tmp_path)}
     found = examined("cache", needs, **given)["hub's cache"]
     assert found.state == "fault"
     assert "the bundle's missing files take 1000000.00 GB" in found.detail
