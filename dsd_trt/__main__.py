@@ -43,7 +43,7 @@ def _say_unusable(error: ImportError) -> int:
     from dsd_trt.installation import install_command
 
     again = install_command("", "--force-reinstall")
-    print(f"Error: dsd-trt cannot start ({error}). Install it again: {again}", file=sys.stderr)
+    sys.stderr.write(f"Error: dsd-trt cannot start ({error}). Install it again: {again}\n")
     return 4
 
 

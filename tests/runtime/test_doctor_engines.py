@@ -272,7 +272,8 @@ def test_packages_that_are_not_there(site: Path) -> None:
     for name in ("numpy", "pillow", "tokenizers", "click", "rich"):
         assert (found[name].state, found[name].detail) == ("fault", "not installed")
         assert found[name].remedy.endswith(f" {name}")
-    assert found["dsd-trt"].state == "note"  # a clone without an installation
+    installed = any(Path(__file__).parents[2].glob("*.egg-info"))  # or a clone without installation
+    assert found["dsd-trt"].state == ("ok" if installed else "note")
 
 
 # GPUs

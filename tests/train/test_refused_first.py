@@ -137,7 +137,7 @@ def test_these_are_all_commands_with_such_an_engine() -> None:
         for option in command.params
         if isinstance(option.type, click.Choice) and {*option.type.choices} == {*engine_names()}
     }
-    assert names == ENGINE.keys()
+    assert names - {"doctor"} == ENGINE.keys()  # which reads no rows
 
 
 def test_a_layer_the_model_lacks_is_refused_before_weights_are_hashed(
