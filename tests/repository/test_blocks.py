@@ -71,7 +71,7 @@ SMALLER = [
         r"^(dsd-trt train .*--out (\S+).*)$",
         r"rm -rf \2; \1 --steps 1 --validation 0 --no-refit --allow-worse",
     ),
-    (r"^(dsd-trt (?:train|imitate|eval) .*)--limit \d+", r"\1--limit 8"),
+    (r"^(dsd-trt (?:train|imitate|eval|ablate) .*)--limit \d+", r"\1--limit 8"),
     (r"^(dsd-trt imitate .*)$", r"\1 --limit 60"),  # fewer images teach nothing
     (r"^(dsd-trt export .*--out (\S+).*)$", r"rm -rf \2; \1 --verify quick --no-bf16"),
     (r"^(.*--verify quick.*) --verify quick", r"\1"),
