@@ -68,6 +68,8 @@ def cut_maps(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProt
         for spec in signature.outputs
     )
     drop_unread(graph)
+    for node in graph.node:
+        node.ClearField("name")  # nothing reads them, and they are a part of the file's size
     stamp_graph(made, NAME, signature)
     return made, maps
 
