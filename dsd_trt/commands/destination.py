@@ -109,9 +109,7 @@ def destination_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_destination(*, form: str, output: Path | None, **given: Any) -> Any:
-        destination = Destination(form, output)
-        destination.require_form()  # before the command imports anything
-        return command(**given, destination=destination)
+        return command(**given, destination=Destination(form, output))
 
     decorated = click.option(
         "-f",

@@ -115,6 +115,7 @@ def bench(
     names = contenders.split(",") if contenders else list(CONTENDERS)
     if unknown := set(names) - CONTENDERS.keys():
         raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
+    destination.require_form()
     destination.require_possible()
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))

@@ -167,7 +167,7 @@ OTHERS = [
     ("eval model --data good.csv --require-signature file.txt", "only bundles are signed"),
     ("eval bundle --data good.csv --threshold 2", "not in the range"),
     ("eval bundle --data good.csv -o nowhere/figures.json", "cannot write"),
-    ("eval bundle --data good.csv -o good.csv", "the figures are JSON or a page"),
+    ("eval bundle --data good.csv -o good.csv", "is read as an input"),
     ("eval bundle --data good.csv --fraction 1", "no test questions"),
     ("baseline nowhere --method zero-shot --data good.csv", "no CLIP folder 'nowhere'"),
     ("baseline nothing --method zero-shot --data good.csv", "it has no config.json"),

@@ -89,6 +89,7 @@ def ablate(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     require_writable(out)
+    destination.require_form()
     destination.require_possible()
     require_run(out, _FIGURES)
     part = open_dataset(data, root, "test", seed, limit, columns=columns, images=images_at)

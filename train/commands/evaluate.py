@@ -181,6 +181,7 @@ def evaluate(
         )
     if destination.output and questions.table:
         refuse_input(str(destination.output), [table_path(data, root)])
+    destination.require_form()
 
     if not is_bundle:
         from dsd_trt.train.run.libraries import hush_libraries
