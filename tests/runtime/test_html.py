@@ -28,6 +28,7 @@ from in_process import Run
 from page_parts import PageParts
 from PIL import Image
 from pyarrow import parquet
+from scored_folder import fill
 
 from dsd_trt import Bundle
 from dsd_trt.commands.html import refuse_terminal, write_html
@@ -50,12 +51,7 @@ TEXTS = ["a red circle", "dog", "a blue square, a green dog"]
 @pytest.fixture
 def run(dsd_trt: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
     """`dsd-trt score` in a folder with two images and one that is none."""
-    generator = np.random.default_rng(3)
-    for name in ("a.png", "b.png"):
-        noise = generator.integers(0, 256, (RESOLUTION, RESOLUTION, 3)).astype(np.uint8)
-        Image.fromarray(noise).save(tmp_path / name)
-    (tmp_path / "broken.png").write_text("no image")
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    fill(tmp_path, TEXTS)
     rows = [{"image": "b.png", "text": text, "id": place} for place, text in enumerate(TEXTS)]
     rows.append({"image": "missing.png", "text": "dog", "id": 3})
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(it) + "\n" for it in rows))

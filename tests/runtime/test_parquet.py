@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from bundles import RESOLUTION
 from full_disk import files_of_at_most
 from in_process import Run
-from PIL import Image
+from scored_folder import fill
 
 from dsd_trt.commands.output import Record
 from dsd_trt.commands.parquet import ROWS, write_parquet
@@ -31,12 +30,7 @@ INPUTS = ("a.png", "broken.png", "b.png", "texts.txt")
 @pytest.fixture
 def run(dsd_trt: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
     """`dsd-trt score` in a folder with two images and one that is none."""
-    generator = np.random.default_rng(3)
-    for name in ("a.png", "b.png"):
-        noise = generator.integers(0, 256, (RESOLUTION, RESOLUTION, 3)).astype(np.uint8)
-        Image.fromarray(noise).save(tmp_path / name)
-    (tmp_path / "broken.png").write_text("no image")
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    fill(tmp_path, TEXTS)
     (tmp_path / "pairs.jsonl").write_text(
         "".join(json.dumps({"image": "b.png", "text": text}) + "\n" for text in TEXTS)
     )
